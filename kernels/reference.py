@@ -1,0 +1,107 @@
+"""What the operators compute, written to be read: plain differentiable torch, no tiling, no reuse.
+
+Shape legend: N items, D width, H hidden, E experts, K slots an item, F = D or H (where FiLM acts). An index of -1 marks
+an empty slot; it contributes nothing. These bodies are the specification the other paths are tested against, and the
+fallback on devices that have no tuned path.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PROBIT_SCALE = math.pi / 8
+
+
+def activate(u: Tensor, activation: str) -> Tensor:
+    """`gelu` (exact) or `silu`, elementwise."""
+    return {"gelu": F.gelu, "silu": F.silu}[activation](u)
+
+
+def router_logits(x_ND: Tensor, w_ED: Tensor, variance_scale: float) -> Tensor:
+    """Logits in float32; with `variance_scale` = p / (1 - p) they are divided by their dropout uncertainty.
+
+    Dropout with rate p on x gives a linear router's logits exact moments: mean x wT and variance
+    p / (1 - p) * (x^2)(w^2)T. Scaling the mean by 1 / sqrt(1 + pi / 8 * variance) is the probit approximation of the
+    expected softmax (MacKay 1992), so uncertain experts are flattened without drawing a sample.
+    """
+    x_ND, w_ED = _at_least_float32(x_ND), _at_least_float32(w_ED)
+    logits_NE = x_ND @ w_ED.T
+    if variance_scale == 0.0:
+        return logits_NE
+    variance_NE = variance_scale * (x_ND.square() @ w_ED.square().T)
+    return logits_NE * torch.rsqrt(1 + PROBIT_SCALE * variance_NE)
+
+
+def top_k(logits_NE: Tensor, k: int) -> Tensor:
+    """Indices (N, K) of the k largest logits, ties to the lowest expert, NaN counted as the largest."""
+    return torch.sort(logits_NE.nan_to_num(nan=math.inf), dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def route(x_ND: Tensor, w_ED: Tensor, k: int, variance_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gate weights (N, K) that sum to 1, expert indices (N, K), load (E,) and probabilities (N, E)."""
+    logits_NE = router_logits(x_ND, w_ED, variance_scale)
+    index_NK = top_k(logits_NE, k)
+    gate_NK = logits_NE.gather(1, index_NK).softmax(dim=1)
+    counts_E = torch.bincount(index_NK.reshape(-1), minlength=w_ED.shape[0])
+    return gate_NK, index_NK, counts_E, logits_NE.softmax(dim=1)
+
+
+def plan(index_NK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Slots n * K + k in stable expert order, empty slots last, and each expert's range in that order."""
+    slots_R = index_NK.reshape(index_NK.shape[0] * index_NK.shape[1])
+    key_R = torch.where(slots_R < 0, num_experts, slots_R)
+    order_R = torch.sort(key_R, stable=True).indices
+    counts_E = torch.bincount(key_R, minlength=num_experts + 1)[:num_experts]
+    return order_R, F.pad(counts_E.cumsum(0), (1, 0))
+
+
+def expert_ffn(
+    x_ND: Tensor, w1_EDH: Tensor, b1_EH: Tensor, w2_EHD: Tensor, b2_ED: Tensor,
+    gate_NK: Tensor, index_NK: Tensor, activation: str,
+) -> Tensor:  # fmt: skip
+    """y_n = sum_k gate_nk * FFN_{index_nk}(x_n), by computing every expert on every item."""
+    hidden_NEH = activate(torch.einsum("nd,edh->neh", x_ND, w1_EDH) + b1_EH, activation)
+    y_NED = torch.einsum("neh,ehd->ned", hidden_NEH, w2_EHD) + b2_ED
+    return torch.einsum("ne,ned->nd", dense_gate(gate_NK, index_NK, w1_EDH.shape[0]).to(x_ND.dtype), y_NED)
+
+
+def film_ffn(
+    x_ND: Tensor, w1_DH: Tensor, b1_H: Tensor, w2_HD: Tensor, b2_D: Tensor, gamma_EF: Tensor, beta_EF: Tensor,
+    gate_NK: Tensor, index_NK: Tensor, site: str, fuse: str, activation: str,
+) -> Tensor:  # fmt: skip
+    """One shared FFN, modulated by FiLM experts at its input (F = D) or hidden layer (F = H).
+
+    `fuse="activations"` mixes the modulations and runs the FFN once (MoFME, AAAI 2024); `fuse="outputs"` runs it for
+    every chosen expert and mixes the results.
+    """
+    if fuse == "activations":
+        gate_NE = dense_gate(gate_NK, index_NK, gamma_EF.shape[0]).to(x_ND.dtype)
+        return _film_pass(x_ND, w1_DH, b1_H, gate_NE @ gamma_EF, gate_NE @ beta_EF, site, activation) @ w2_HD + b2_D
+    y_ND = torch.zeros_like(x_ND)
+    for slot in range(index_NK.shape[1]):
+        index_N = index_NK[:, slot]
+        gate_N1 = torch.where(index_N < 0, 0, gate_NK[:, slot]).unsqueeze(1).to(x_ND.dtype)
+        gamma_NF, beta_NF = gamma_EF[index_N.clamp(min=0)], beta_EF[index_N.clamp(min=0)]
+        hidden_NH = _film_pass(x_ND, w1_DH, b1_H, gamma_NF, beta_NF, site, activation)
+        y_ND = y_ND + gate_N1 * (hidden_NH @ w2_HD + b2_D)
+    return y_ND
+
+
+def dense_gate(gate_NK: Tensor, index_NK: Tensor, num_experts: int) -> Tensor:
+    """Gate weights as an (N, E) matrix; empty slots add nothing."""
+    weight_NK = torch.where(index_NK < 0, torch.zeros_like(gate_NK), gate_NK)
+    return gate_NK.new_zeros(gate_NK.shape[0], num_experts).scatter_add(1, index_NK.clamp(min=0), weight_NK)
+
+
+def _film_pass(
+    x_ND: Tensor, w1_DH: Tensor, b1_H: Tensor, gamma_NF: Tensor, beta_NF: Tensor, site: str, activation: str
+) -> Tensor:
+    if site == "input":
+        return activate((gamma_NF * x_ND + beta_NF) @ w1_DH + b1_H, activation)
+    return activate(gamma_NF * (x_ND @ w1_DH + b1_H) + beta_NF, activation)
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()

@@ -1,0 +1,6 @@
+"""`python -m moevision`."""
+
+from moevision.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""MoEBackbone: the one network body that all four tasks share."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moevision.backbone.blocks import AttentionBlock, GatedConvBlock
+from moevision.backbone.config import BackboneConfig
+from moevision.moe import Context
+
+STRIDE = 8
+
+
+class MoEBackbone(nn.Module):
+    """Pixel-unshuffle stem, convolutional stages at strides 2 and 4, attention stage with MoE FFNs at stride 8.
+
+    Args:
+        config: sizes and kinds; `config.in_channels` is the task's stem input.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        c2, c4, c8 = config.stage_channels
+        self.stem = nn.Conv2d(4 * config.in_channels, c2, 3, padding=1)
+        self.stage2 = nn.ModuleList(GatedConvBlock(f"stage2.{i}", c2) for i in range(config.conv_blocks[0]))
+        self.down4 = nn.Conv2d(c2, c4, 2, stride=2)
+        self.stage4 = nn.ModuleList(GatedConvBlock(f"stage4.{i}", c4) for i in range(config.conv_blocks[1]))
+        self.down8 = nn.Conv2d(c4, c8, 2, stride=2)
+        self.stage8 = nn.ModuleList(AttentionBlock(f"stage8.{i}", c8, config) for i in range(config.attention_blocks))
+
+    def forward(self, x_BCHW: Tensor, context: Context | None = None) -> list[Tensor]:
+        """Features at strides 2, 4 and 8 of the picture padded (bottom, right) to a multiple of 8.
+
+        Args:
+            x_BCHW: float, any H, W >= 1.
+            context: receives routing, losses and image-level statistics; a fresh one if None.
+
+        Returns:
+            [(B, C, H'/2, W'/2), (B, 2C, H'/4, W'/4), (B, 4C, H'/8, W'/8)] with H', W' the padded size.
+        """
+        context = context if context is not None else Context()
+        x = F.pixel_unshuffle(pad_to_stride(x_BCHW), 2)
+        features = []
+        for enter, stage in ((self.stem, self.stage2), (self.down4, self.stage4), (self.down8, self.stage8)):
+            x = enter(x)
+            for block in stage:
+                x = block(x, context)
+            features.append(x)
+        return features
+
+
+def pad_to_stride(x_BCHW: Tensor, stride: int = STRIDE) -> Tensor:
+    """Replicate the bottom and right edge up to a multiple of `stride` (reflection is undefined for tiny pictures)."""
+    height, width = x_BCHW.shape[-2:]
+    return F.pad(x_BCHW, (0, -width % stride, 0, -height % stride), mode="replicate")

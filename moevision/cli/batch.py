@@ -1,0 +1,235 @@
+"""One batch on the terminal: plan, progress, results, summary, report, exit code. Shared by all image commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import typer
+
+import moevision
+from moevision.cli.common import logger, say, stderr_console
+from moevision.engine.interrupts import Interruption
+from moevision.engine.ledger import Ledger, settings_hash
+from moevision.engine.names import shown
+from moevision.engine.plan import OnExists, Plan, plan
+from moevision.engine.report import Report, check_report_path, items_of, write_report
+from moevision.engine.runner import Outcome, RunOptions, exit_code, remove_stale_parts, run
+from moevision.engine.task import JSON, Task
+from moevision.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Ending = Literal["completed", "interrupted"]
+_MOST_LISTED = 50
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The shared options of an image command."""
+
+    output: Path
+    recursive: bool = True
+    on_exists: str = "fail"
+    resume: bool = False
+    format: str = "same"
+    quality: int = 95
+    strip_metadata: bool = False
+    jobs: int = 2
+    report: Path | None = None
+    dry_run: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def run_batch(
+    name: str, inputs: Sequence[str], options: BatchOptions, settings: dict[str, JSON], make_task: Callable[[], Task]
+) -> int:
+    """Do everything one command was asked for and return the exit code.
+
+    `settings` are the task's own; with the options that change an output's bytes they decide what `--resume` may skip.
+    """
+    began, started = time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if options.report is not None:
+        check_report_path(options.report)
+    settings = {
+        "task": name,
+        **settings,
+        "format": options.format,
+        "quality": options.quality,
+        "strip_metadata": options.strip_metadata,
+    }
+    fingerprint = settings_hash(settings)
+    todo = plan(
+        expand_stdin(inputs),
+        options.output,
+        recursive=options.recursive,
+        on_exists=cast(OnExists, options.on_exists),
+        format=options.format,
+        resume=fingerprint if options.resume else None,
+    )
+    if not (todo.jobs or todo.skipped or todo.refused):
+        raise UsageError(
+            "nothing to do: no image found; name image files, a folder that holds some, or a quoted pattern"
+        )
+    if options.dry_run:
+        return _show_plan(todo)
+    outcomes: list[Outcome] = []
+    ending = _work(todo, make_task, options, fingerprint, outcomes) if todo.jobs else "completed"
+    code = 130 if ending == "interrupted" else exit_code((o.status for o in outcomes), refused=bool(todo.refused))
+    seconds = round(time.perf_counter() - began, 3)
+    command = shlex.join(["moevision", *sys.argv[1:]])
+    summary = Report(
+        name, shown(command), settings, moevision.__version__, started, seconds, code, items_of(todo, outcomes)
+    )
+    _show_summary(summary, ending, outcomes, options)
+    if options.report is not None:
+        write_report(options.report, summary)
+    return code
+
+
+def expand_stdin(inputs: Sequence[str]) -> list[str]:
+    """INPUTS with `-` replaced by the lines of stdin."""
+    if inputs.count("-") > 1:
+        raise UsageError("- (the list on stdin) can be given only once")
+    expanded: list[str] = []
+    for text in inputs:
+        if text == "-":
+            lines = sys.stdin.buffer.read().split(b"\n")
+            expanded += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+        else:
+            expanded.append(text)
+    return expanded
+
+
+def _work(
+    todo: Plan, make_task: Callable[[], Task], options: BatchOptions, fingerprint: str, outcomes: list[Outcome]
+) -> Ending:
+    """Run the jobs, appending to `outcomes`, which also holds what was done before an interruption or an error."""
+    run_options = RunOptions(options.quality, options.strip_metadata, read_ahead=options.jobs)
+    with Interruption() as interruption:
+        try:
+            task = make_task()
+            _make_folder(todo.root)
+            # One named file leaves no ledger beside it, unless --resume will need it.
+            keeps_ledger = options.resume or not todo.names_file
+            with (
+                Ledger(todo.root, fingerprint) if keeps_ledger else contextlib.nullcontext() as ledger,
+                _progress(len(todo.jobs), options) as progress,
+            ):
+                for stale in remove_stale_parts({todo.root, *(job.output.parent for job in todo.jobs)}):
+                    logger.info("removed %s, left by a run that was killed", shown(stale))
+                results = run(todo.jobs, task, run_options, ledger=ledger, interruption=interruption)
+                with contextlib.closing(results):
+                    for outcome in results:
+                        outcomes.append(outcome)
+                        _show_outcome(outcome, progress, options)
+        except KeyboardInterrupt:
+            return "interrupted"
+    return "completed"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {shown(folder)}: cannot create this folder: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _progress(total: int, options: BatchOptions) -> Iterator[Progress | None]:
+    """A bar with the time left, where stderr is a terminal."""
+    console = stderr_console()
+    if options.quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    # A long period, because one large picture may take minutes; stdout is ours, it may be a pipe.
+    with Progress(
+        *columns, console=console, speed_estimate_period=900, redirect_stdout=False, transient=True
+    ) as progress:
+        progress.add_task("working", total=total)
+        yield progress
+
+
+def _show_outcome(outcome: Outcome, progress: Progress | None, options: BatchOptions) -> None:
+    if progress is not None:
+        progress.advance(progress.task_ids[0])
+    if outcome.status == "done":
+        _print_result(outcome.job.output, progress, options)
+        return
+    kind = "bug" if outcome.status == "bug" else "failed"
+    line = f"{kind}: {_sources(outcome)}: {outcome.reason}"
+    if progress is not None:  # whoever watches need not wait for the list at the end
+        progress.console.print(line, style="red")
+    else:
+        logger.info(line)
+    if outcome.details and options.debug:
+        say(outcome.details)
+
+
+def _print_result(path: Path, progress: Progress | None, options: BatchOptions) -> None:
+    if options.quiet:
+        return
+    if progress is not None and sys.stdout.isatty():
+        progress.console.print(shown(path))  # above the bar instead of through it
+    else:
+        typer.echo(os.fsencode(path))
+
+
+def _sources(outcome: Outcome) -> str:
+    return " + ".join(shown(path) for path in outcome.job.inputs)
+
+
+def _show_plan(todo: Plan) -> int:
+    for job in todo.jobs:
+        verb = "replaces" if job.replaces and os.path.lexists(job.output) else "->"
+        typer.echo(f"{' + '.join(shown(path) for path in job.inputs)} {verb} {shown(job.output)}")
+    for skip in todo.skipped:
+        say(f"skipped: {shown(skip.job.output)}: {skip.reason}")
+    for refusal in todo.refused:
+        say(f"failed: {shown(refusal.path)}: {refusal.reason}")
+    counts = f"{len(todo.jobs)} to do, {len(todo.skipped)} skipped, {len(todo.refused)} failed"
+    say(f"dry run: {counts}; nothing was touched")
+    return exit_code((), refused=bool(todo.refused))
+
+
+def _show_summary(report: Report, ending: Ending, outcomes: Sequence[Outcome], options: BatchOptions) -> None:
+    bad = [item for item in report.items if item.status in ("failed", "memory", "bug", "refused")]
+    for item in bad[:_MOST_LISTED]:
+        say(f"{'bug' if item.status == 'bug' else 'failed'}: {item.input}: {item.reason}", style="red")
+    if len(bad) > _MOST_LISTED:
+        say(f"... and {len(bad) - _MOST_LISTED} more; --report FILE lists them all", style="red")
+    if any(outcome.details for outcome in outcomes) and not options.debug:
+        say("a bug is ours, not yours: run with --debug for the traceback, and please report it")
+    if options.quiet:
+        return
+    counts = report.counts()
+    wordings = {"done": "done", "skipped": "skipped", "unstarted": "not begun"}
+    parts = [f"{counts[status]} {wording}" for status, wording in wordings.items() if status in counts]
+    parts += [f"{len(bad)} failed"] if bad else []
+    again = "; --resume goes on from here" if "unstarted" in counts else ""
+    say(f"{'interrupted: ' if ending == 'interrupted' else ''}{', '.join(parts)} in {report.seconds:.1f} s{again}")

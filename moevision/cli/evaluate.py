@@ -1,0 +1,38 @@
+"""`moevision evaluate TASK`: quality on a folder of pairs."""
+
+from __future__ import annotations
+
+import typer
+
+from moevision.cli import common
+
+app = typer.Typer(help="Measure a model on a folder of test data.", no_args_is_help=True)
+
+
+@app.callback()
+def _evaluate() -> None:
+    """Measure a model on a folder of test data."""
+
+
+@app.command("restoration")
+def restoration(
+    data: common.Data,
+    json_file: common.JsonFile = None,
+    model: common.Model = "restoration-small",
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    tile: common.Tile = "auto",
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """PSNR and SSIM on a folder with input/ and gt/ (names match by stem)."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    tile_px = common.parse_tile(tile)
+    from moevision.api import restoration_task
+    from moevision.tasks.restoration.evaluate import evaluate
+
+    task = restoration_task(model=model, device=device, precision=precision, tile_px=tile_px)
+    result = evaluate(data, task)
+    common.show_result(result, result["metrics"], json_file, quiet=quiet)

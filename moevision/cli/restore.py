@@ -1,0 +1,98 @@
+"""`moevision restore`: rain, raindrops, snow and haze out of photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moevision.cli import common
+
+if TYPE_CHECKING:
+    from moevision.engine.task import JSON, Task
+
+_Strength = Annotated[
+    float,
+    typer.Option(
+        "--strength", min=0.0, max=1.0, help="1 = all of the effect, 0 = the input.", rich_help_panel="Computing"
+    ),
+]
+
+
+def restore(
+    inputs: common.Inputs,
+    output: common.Output,
+    model: common.Model = "restoration-small",
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    tile: common.Tile = "auto",
+    strength: _Strength = 1.0,
+    jobs: common.Jobs = 2,
+    recursive: common.Recursive = True,
+    on_exists: common.OnExists = "fail",
+    resume: common.Resume = False,
+    output_format: common.Format = "same",
+    quality: common.Quality = 95,
+    strip_metadata: common.StripMetadata = False,
+    report: common.ReportFile = None,
+    dry_run: common.DryRun = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Restore photographs taken in rain, raindrops, snow or haze.
+
+    Inputs are never changed, and outputs appear whole or not at all. One bad file does not stop the others; the exit
+    code then is 3.
+    Results (the output paths) go to stdout, everything else to stderr.
+    """
+    from moevision.cli.batch import BatchOptions, run_batch
+
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    tile_px = common.parse_tile(tile)
+    options = BatchOptions(
+        output=output,
+        recursive=recursive,
+        on_exists=on_exists,
+        resume=resume,
+        format=output_format,
+        quality=quality,
+        strip_metadata=strip_metadata,
+        jobs=jobs,
+        report=report,
+        dry_run=dry_run,
+        quiet=quiet,
+        debug=debug,
+    )
+    settings: dict[str, JSON] = {
+        "model": model,
+        "weights": _fingerprint(model),
+        "precision": precision,
+        "tile": tile,
+        "strength": strength,
+    }
+
+    def make_task() -> Task:
+        from moevision.api import restoration_task
+
+        return restoration_task(model=model, device=device, precision=precision, tile_px=tile_px, strength=strength)
+
+    code = run_batch("restore", inputs, options, settings, make_task)
+    if code:
+        raise typer.Exit(code)
+
+
+def _fingerprint(model: str) -> str:
+    """What tells these weights from others of that name: the manifest's sha256, or size and time of the user's file."""
+    from moevision.api import list_models
+
+    for entry in list_models():
+        if entry.get("name") == model:
+            return str(entry.get("sha256", ""))
+    try:
+        status = Path(model).stat()
+    except OSError:
+        return ""  # whoever loads it will say what is wrong
+    return f"{status.st_size}-{status.st_mtime_ns}"

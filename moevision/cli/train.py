@@ -1,0 +1,42 @@
+"""`moevision train TASK`: train a model from a folder of clean pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moevision.cli import common
+
+app = typer.Typer(help="Train a model.", no_args_is_help=True)
+
+
+@app.callback()
+def _train() -> None:
+    """Train a model."""
+
+
+@app.command("restoration")
+def restoration(
+    data: common.Data,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for checkpoints, weights and the log.", show_default=False)
+    ],
+    preset: Annotated[str, typer.Option("--preset", help="Size and recipe of the model.")] = "small",
+    seed: common.Seed = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Length of the run.")] = 60_000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Train a restoration model on clean pictures; the weather is made as it trains."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.tasks.restoration.train import train
+
+    say = common.logger.debug if quiet else common.say
+    weights = train(data, out, preset=preset, seed=seed, steps=steps, resume=resume, say=say)
+    if not quiet:
+        typer.echo(str(weights))

@@ -1,0 +1,1 @@
+"""Batch machinery: finds the files, does the work, writes down what happened; knows a `Task` protocol only."""

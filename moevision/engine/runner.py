@@ -1,0 +1,218 @@
+"""Does the jobs of a plan, one or a hundred thousand: reads ahead, runs the task, writes whole files, notes it down."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from moevision.engine.interrupts import Interruption
+from moevision.engine.ledger import Ledger, stamps_of
+from moevision.engine.names import shown
+from moevision.engine.plan import Job
+from moevision.engine.task import JSON, Task, TaskResult, as_json
+from moevision.errors import MemoryExhaustedError, MissingExtraError, MoevisionError, WeightsError
+from moevision.imaging.read import Picture, ReadLimits, read_picture
+from moevision.imaging.write import write_picture
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["done", "failed", "memory", "bug"]
+
+_EXIT_CODES: dict[Status, int] = {"done": 0, "failed": 3, "memory": 5, "bug": 1}
+_SEVERITY: tuple[Status, ...] = ("bug", "memory", "failed")
+_HOPELESS_ERRNOS = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_PART_NAME = re.compile(r"\..*[^\d.]\d*\.(\d+)(?:\.\d+)?\.part", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended."""
+
+    job: Job
+    status: Status
+    seconds: float
+    facts: dict[str, JSON] = field(default_factory=dict)
+    reason: str = ""
+    details: str = ""
+    """The traceback of a bug."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What shapes reading and writing, beside the task."""
+
+    quality: int = 95
+    strip_metadata: bool = False
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    read_ahead: int = 1
+    """How many pictures are decoded in the background while the task works; each costs its memory."""
+
+
+class _Read(NamedTuple):
+    pictures: tuple[Picture, ...]
+    stamps: tuple[tuple[int, int], ...]
+
+
+def run(
+    jobs: Iterable[Job],
+    task: Task,
+    options: RunOptions | None = None,
+    *,
+    ledger: Ledger | None = None,
+    interruption: Interruption | None = None,
+) -> Generator[Outcome, None, None]:
+    """Do `jobs` in order and yield each one's outcome as soon as it is known.
+
+    A file that fails does not stop the others. The run ends early, without an outcome for the jobs not begun, when the
+    disk is full or read-only; damaged weights, a missing extra and KeyboardInterrupt are raised.
+    """
+    options = options or RunOptions()
+    interruption = interruption or Interruption()
+    with contextlib.closing(_read_ahead(jobs, options)) as readings:
+        for job, reading in readings:
+            began = time.perf_counter()
+            hopeless = False
+            try:
+                outcome = _do(job, reading, task, options, ledger, interruption, began)
+            except (WeightsError, MissingExtraError):
+                raise
+            except Exception as error:
+                outcome = _failure(job, error, time.perf_counter() - began)
+                hopeless = _is_hopeless(error)
+                if ledger is not None:
+                    with contextlib.suppress(OSError):  # the disk may be full: the outcome is what counts
+                        ledger.finish(
+                            job.inputs, job.output, outcome.status, seconds=outcome.seconds, reason=outcome.reason
+                        )
+            yield outcome
+            if hopeless:
+                logger.error("stopped: nothing more can be written to %s", shown(job.output.parent))
+                return
+
+
+def exit_code(statuses: Iterable[Status], *, refused: bool = False) -> int:
+    """The process's exit code for a run: the worst of its outcomes."""
+    seen = set(statuses)
+    worst: Status = next((status for status in _SEVERITY if status in seen), "done")
+    return _EXIT_CODES[worst] or (_EXIT_CODES["failed"] if refused else 0)
+
+
+def remove_stale_parts(folders: Iterable[Path]) -> list[Path]:
+    """Delete what killed runs left in `folders`: `.{name}.{pid}.part` of processes that are gone.
+
+    Call it before a run writes.
+    """
+    removed = []
+    for folder in sorted(set(folders)):
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(folder)):
+                match = _PART_NAME.fullmatch(entry.name)
+                if match and entry.is_file(follow_symlinks=False) and not _is_alive(int(match[1])):
+                    os.unlink(entry.path)
+                    removed.append(Path(entry.path))
+    return removed
+
+
+def _do(
+    job: Job,
+    reading: Future[_Read],
+    task: Task,
+    options: RunOptions,
+    ledger: Ledger | None,
+    interruption: Interruption,
+    began: float,
+) -> Outcome:
+    read = reading.result()
+    result = task(read.pictures)
+    with interruption.hold():
+        if ledger is not None:
+            ledger.begin(job.inputs, job.output)
+        _write(job, result, options)
+        seconds = time.perf_counter() - began
+        facts = {key: as_json(value) for key, value in result.facts.items()}
+        if ledger is not None:
+            ledger.finish(job.inputs, job.output, "done", stamps=read.stamps, seconds=seconds, facts=facts)
+    return Outcome(job, "done", seconds, facts)
+
+
+def _write(job: Job, result: TaskResult, options: RunOptions) -> None:
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(
+        result.picture,
+        job.output,
+        quality=options.quality,
+        strip_metadata=options.strip_metadata,
+        on_exists="overwrite" if job.replaces else "fail",
+    )
+
+
+def _read_ahead(jobs: Iterable[Job], options: RunOptions) -> Generator[tuple[Job, Future[_Read]], None, None]:
+    """Jobs with their pictures being read: never more than `read_ahead` beyond the one in work."""
+    depth = max(1, options.read_ahead)
+    pool = ThreadPoolExecutor(depth, thread_name_prefix="read")
+    waiting: deque[tuple[Job, Future[_Read]]] = deque()
+    try:
+        for job in jobs:
+            waiting.append((job, pool.submit(_read, job, options.limits)))
+            if len(waiting) > depth:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(job: Job, limits: ReadLimits) -> _Read:
+    stamps = stamps_of(job.inputs)  # before reading: an edit while we read then counts as a change
+    return _Read(tuple(read_picture(path, limits) for path in job.inputs), stamps)
+
+
+def _failure(job: Job, error: Exception, seconds: float) -> Outcome:
+    details = ""
+    status: Status = "failed"
+    if isinstance(error, MemoryExhaustedError | MemoryError):
+        status, reason = "memory", str(error) or "not enough memory for this picture"
+    elif isinstance(error, MoevisionError):
+        reason = str(error)
+    elif isinstance(error, OSError):
+        reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+    else:
+        status, reason = "bug", f"{type(error).__name__}: {error}"
+        details = "".join(traceback.format_exception(error))
+    for path in job.inputs:  # the input is named beside the reason anyway
+        reason = reason.removeprefix(f"{path}: ")
+    return Outcome(job, status, seconds, reason=shown(reason), details=details)
+
+
+def _is_hopeless(error: BaseException | None) -> bool:
+    """Whether every further write must fail like this one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _HOPELESS_ERRNOS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_alive(process_id: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is no question but a Ctrl-C
+        return True
+    if process_id == os.getpid():  # a container gives every run the same number, and we have written nothing yet
+        return False
+    try:
+        os.kill(process_id, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True

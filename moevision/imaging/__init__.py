@@ -1,0 +1,1 @@
+"""Files <-> arrays: reading, writing, metadata and tiling of images, without any model code or torch."""

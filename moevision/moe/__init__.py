@@ -1,0 +1,47 @@
+"""One Mixture-of-Experts layer for every task: router, expert bank and dispatcher are three objects (design section 4).
+
+Shape legend of the folder: N items (pixels, tokens), D width, H hidden, E experts, K slots an item, R = N * K.
+"""
+
+from moevision.moe.dispatch import Dense, Dispatcher, Plan, Sorted
+from moevision.moe.experts import ExpertBank, FFNExperts, FiLMExperts, LinearFiLMExperts
+from moevision.moe.layer import MoELayer
+from moevision.moe.losses import BalanceLoss, importance_loss, load_loss, switch_loss, z_loss
+from moevision.moe.routing import Context, LayerRecord, Router, Routing
+from moevision.moe.scorers import (
+    ExactMomentScorer,
+    LinearScorer,
+    LiteralUncertaintyScorer,
+    RepairedUncertaintyScorer,
+    Scorer,
+)
+from moevision.moe.selectors import Selector, SoftAll, TopK
+
+__all__ = [
+    "BalanceLoss",
+    "Context",
+    "Dense",
+    "Dispatcher",
+    "ExactMomentScorer",
+    "ExpertBank",
+    "FFNExperts",
+    "FiLMExperts",
+    "LayerRecord",
+    "LinearFiLMExperts",
+    "LinearScorer",
+    "LiteralUncertaintyScorer",
+    "MoELayer",
+    "Plan",
+    "RepairedUncertaintyScorer",
+    "Router",
+    "Routing",
+    "Scorer",
+    "Selector",
+    "SoftAll",
+    "Sorted",
+    "TopK",
+    "importance_loss",
+    "load_loss",
+    "switch_loss",
+    "z_loss",
+]

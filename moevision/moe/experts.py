@@ -1,0 +1,166 @@
+"""Expert banks: E experts stored stacked, run by one operator; nothing here loops over experts.
+
+A bank offers two forms that must agree: `routed` (only the chosen experts, through `moevision.kernels`) and `all`
+(every expert on every item, the dense reference).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moevision import kernels
+from moevision.kernels import reference
+from moevision.moe.routing import Routing
+
+
+class ExpertBank(nn.Module):
+    """Base of the banks.
+
+    `needs_plan` says whether `routed` reads the sorted order, so that dispatch can skip the sort for banks whose experts
+    share their matrix products.
+    """
+
+    num_experts: int
+    needs_plan = True
+
+    def routed(self, x_ND: Tensor, routing: Routing, order_R: Tensor | None, offsets_E1: Tensor | None) -> Tensor:
+        """sum_k weight_nk * expert_{index_nk}(x_n): (N, D) -> (N, D)."""
+        raise TypeError(f"{type(self).__name__} does not define routed")
+
+    def all(self, x_ND: Tensor) -> Tensor:
+        """Every expert on every item: (N, D) -> (N, E, D)."""
+        raise TypeError(f"{type(self).__name__} does not define all")
+
+    def dense(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """The reference of `routed`, from every expert's output; banks that do not mix outputs override it."""
+        gate_NE = reference.dense_gate(routing.weight_NK, routing.index_NK, self.num_experts)
+        return torch.einsum("ne,ned->nd", gate_NE.to(x_ND.dtype), self.all(x_ND))
+
+
+class FFNExperts(ExpertBank):
+    """E full two-layer FFNs, D -> H -> activation -> D: the conventional MoE."""
+
+    def __init__(self, num_experts: int, dim: int, hidden: int, activation: str = "gelu") -> None:
+        super().__init__()
+        self.num_experts, self.activation = num_experts, activation
+        self.w1 = nn.Parameter(_uniform(num_experts, dim, hidden, fan_in=dim))
+        self.b1 = nn.Parameter(_uniform(num_experts, hidden, fan_in=dim))
+        self.w2 = nn.Parameter(_uniform(num_experts, hidden, dim, fan_in=hidden))
+        self.b2 = nn.Parameter(_uniform(num_experts, dim, fan_in=hidden))
+
+    def routed(self, x_ND: Tensor, routing: Routing, order_R: Tensor | None, offsets_E1: Tensor | None) -> Tensor:
+        """(N, D) -> (N, D) by `kernels.expert_ffn`; needs the plan."""
+        if order_R is None or offsets_E1 is None:
+            raise ValueError("FFNExperts.routed needs the sorted plan")
+        return kernels.expert_ffn(
+            x_ND, self.w1, self.b1, self.w2, self.b2, routing.weight_NK, order_R, offsets_E1, self.activation
+        )
+
+    def all(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, E, D)."""
+        hidden_NEH = reference.activate(torch.einsum("nd,edh->neh", x_ND, self.w1) + self.b1, self.activation)
+        return torch.einsum("neh,ehd->ned", hidden_NEH, self.w2) + self.b2
+
+
+class FiLMExperts(ExpertBank):
+    """MoFME's experts: E cheap feature modulations of ONE shared FFN (AAAI 2024, section 3).
+
+    Args:
+        num_experts, dim, hidden: E, D, H.
+        site: "input" modulates the FFN's input (the paper), "hidden" its pre-activation.
+        fuse: "activations" mixes the modulations and runs the FFN once (the paper), "outputs" runs it per chosen expert.
+        spread: standard deviation of gamma around 1 and beta around 0 at the start. Experts that start identical
+            collapse; experts that start as random sign flips (the released code) train badly.
+    """
+
+    needs_plan = False
+
+    def __init__(
+        self, num_experts: int, dim: int, hidden: int, *, site: str = "input", fuse: str = "activations",
+        activation: str = "gelu", spread: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_experts, self.site, self.fuse, self.activation = num_experts, site, fuse, activation
+        width = dim if site == "input" else hidden
+        self.w1 = nn.Parameter(_uniform(dim, hidden, fan_in=dim))
+        self.b1 = nn.Parameter(_uniform(hidden, fan_in=dim))
+        self.w2 = nn.Parameter(_uniform(hidden, dim, fan_in=hidden))
+        self.b2 = nn.Parameter(_uniform(dim, fan_in=hidden))
+        self.gamma = nn.Parameter(1 + spread * torch.randn(num_experts, width))
+        self.beta = nn.Parameter(spread * torch.randn(num_experts, width))
+
+    def routed(self, x_ND: Tensor, routing: Routing, order_R: Tensor | None, offsets_E1: Tensor | None) -> Tensor:
+        """(N, D) -> (N, D) by `kernels.film_ffn`; needs no plan."""
+        return kernels.film_ffn(
+            x_ND, self.w1, self.b1, self.w2, self.b2, self.gamma, self.beta, routing.weight_NK, routing.index_NK,
+            site=self.site, fuse=self.fuse, activation=self.activation,
+        )  # fmt: skip
+
+    def all(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, E, D): each expert alone through the shared FFN."""
+        if self.site == "input":
+            u_NEH = (self.gamma * x_ND.unsqueeze(1) + self.beta) @ self.w1 + self.b1
+        else:
+            u_NEH = self.gamma * (x_ND @ self.w1 + self.b1).unsqueeze(1) + self.beta
+        return reference.activate(u_NEH, self.activation) @ self.w2 + self.b2
+
+    def dense(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """The reference of `routed`: mixing activations is not the mean of `all`, so it has its own form."""
+        return reference.film_ffn(
+            x_ND, self.w1, self.b1, self.w2, self.b2, self.gamma, self.beta, routing.weight_NK, routing.index_NK,
+            self.site, self.fuse, self.activation,
+        )  # fmt: skip
+
+
+class LinearFiLMExperts(ExpertBank):
+    """The form of MoFME's released code: gamma and beta are linear in x, for every expert, then ONE shared FFN.
+
+    z_n = sum_e r_e [(W_gamma,e x + b_gamma,e) * x + (W_beta,e x + b_beta,e)], y = FFN(z). All experts are computed for
+    every item, as in that code; 2 D^2 + 2 D parameters an expert instead of 2 D.
+    """
+
+    needs_plan = False
+
+    def __init__(self, num_experts: int, dim: int, hidden: int, activation: str = "gelu") -> None:
+        super().__init__()
+        self.num_experts, self.activation = num_experts, activation
+        self.gamma = nn.Linear(dim, num_experts * dim)
+        self.beta = nn.Linear(dim, num_experts * dim)
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def routed(self, x_ND: Tensor, routing: Routing, order_R: Tensor | None, offsets_E1: Tensor | None) -> Tensor:
+        """(N, D) -> (N, D)."""
+        gate_NE = reference.dense_gate(routing.weight_NK, routing.index_NK, self.num_experts).to(x_ND.dtype)
+        mixed_ND = torch.bmm(gate_NE.unsqueeze(1), self._modulated(x_ND)).squeeze(1)
+        return self.down(reference.activate(self.up(mixed_ND), self.activation))
+
+    def all(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, E, D)."""
+        return self.down(reference.activate(self.up(self._modulated(x_ND)), self.activation))
+
+    def dense(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """The released code's order of operations: every expert's modulation, weighted sum, shared FFN."""
+        gate_NE = reference.dense_gate(routing.weight_NK, routing.index_NK, self.num_experts).to(x_ND.dtype)
+        mixed_ND = (gate_NE.unsqueeze(2) * self._modulated(x_ND)).sum(1)
+        return self.down(reference.activate(self.up(mixed_ND), self.activation))
+
+    def _modulated(self, x_ND: Tensor) -> Tensor:
+        shape = (x_ND.shape[0], self.num_experts, x_ND.shape[1])
+        return self.gamma(x_ND).view(shape) * x_ND.unsqueeze(1) + self.beta(x_ND).view(shape)
+
+
+class DenseFFN(nn.Module):
+    """A plain two-layer FFN over the last dimension: the arm without experts, and the shared expert of a layer."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down(F.gelu(self.up(x)))
+
+
+def _uniform(*shape: int, fan_in: int) -> Tensor:
+    bound = fan_in**-0.5
+    return torch.empty(*shape).uniform_(-bound, bound)

@@ -1,0 +1,1 @@
+"""Plain-torch training: one readable loop that every task's recipe calls."""

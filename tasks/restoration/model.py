@@ -1,0 +1,89 @@
+"""RestorationNet: the shared backbone, a symmetric decoder, and a head that predicts a gain and a bias per pixel.
+
+The output is x + gain * (x - 1) + bias. Haze removal multiplies contrast by 1 / t, which an additive residual cannot
+express without copying the picture through the network; with the gain the network only has to predict smooth maps.
+Contrast is stretched about white, as in AOD-Net (Li et al., ICCV 2017), because airlight is nearly white: stretched about
+black, gain and bias would have to cancel to a few per cent. An untouched picture is gain = bias = 0, which is how
+training starts.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moevision.backbone import BackboneConfig, MoEBackbone
+from moevision.backbone.blocks import GatedConvBlock
+from moevision.backbone.config import backbone_base, backbone_small, backbone_test, backbone_tiny
+from moevision.moe import Context
+
+WEATHERS = ("rain", "drops", "snow", "haze")
+
+
+@dataclass(frozen=True)
+class RestorationConfig:
+    """Backbone plus the number of decoder blocks at strides 4 and 2."""
+
+    backbone: BackboneConfig = field(default_factory=backbone_small)
+    decoder_blocks: tuple[int, int] = (1, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for the header of a weights file."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> "RestorationConfig":
+        """Inverse of `to_dict`. Raises TypeError or KeyError for unknown or missing fields."""
+        return RestorationConfig(BackboneConfig.from_dict(fields["backbone"]), tuple(fields["decoder_blocks"]))
+
+
+PRESETS = {
+    "test": lambda: RestorationConfig(backbone_test()),
+    "tiny": lambda: RestorationConfig(backbone_tiny()),
+    "small": lambda: RestorationConfig(backbone_small(), (2, 1)),
+    "base": lambda: RestorationConfig(backbone_base(), (2, 2)),
+}
+
+
+class RestorationNet(nn.Module):
+    """Degraded picture in, restored picture and detected weather out."""
+
+    def __init__(self, config: RestorationConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = MoEBackbone(config.backbone)
+        c2, c4, c8 = config.backbone.stage_channels
+        self.up4 = nn.Conv2d(c8, 4 * c4, 1)
+        self.decoder4 = nn.ModuleList(GatedConvBlock(f"decoder4.{i}", c4) for i in range(config.decoder_blocks[0]))
+        self.up2 = nn.Conv2d(c4, 4 * c2, 1)
+        self.decoder2 = nn.ModuleList(GatedConvBlock(f"decoder2.{i}", c2) for i in range(config.decoder_blocks[1]))
+        self.head = nn.Conv2d(c2, 4 * 2 * config.backbone.in_channels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.weather = nn.Linear(c8, len(WEATHERS))
+
+    def forward(self, x_BCHW: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Restore.
+
+        Args:
+            x_BCHW: RGB in [0, 1], any H, W >= 1.
+            context: receives routing, losses and statistics; frozen statistics in it are used as they are.
+
+        Returns:
+            restored (B, C, H, W), not clamped, and weather logits (B, 4) in the order of WEATHERS.
+        """
+        context = context if context is not None else Context()
+        height, width = x_BCHW.shape[-2:]
+        skip2, skip4, x8 = self.backbone(x_BCHW, context)
+        pooled_BC = context.statistic("weather", lambda: x8.mean((2, 3)))
+        x = skip4 + F.pixel_shuffle(self.up4(x8), 2)
+        for block in self.decoder4:
+            x = block(x, context)
+        x = skip2 + F.pixel_shuffle(self.up2(x), 2)
+        for block in self.decoder2:
+            x = block(x, context)
+        gain_bias = F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
+        gain, bias = gain_bias.chunk(2, dim=1)
+        return torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1), self.weather(pooled_BC)

@@ -1,0 +1,186 @@
+"""The recipe of the all-weather restoration weights, top to bottom.
+
+Data: clean photographs weathered on the fly and real haze pairs (`moevision.datasets.mixture`). Loss: L1 + Fourier L1 +
+weather labels + expert balance. Crops grow during the run (Restormer's progressive schedule): small crops first because
+they are cheap, large ones last because picture-wide statistics need them.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from moevision.checkpoint import load_model, save_model
+from moevision.datasets.mixture import RestorationMixture, dev_sets
+from moevision.moe import Context
+from moevision.tasks.restoration.losses import fourier_loss, l1_loss, weather_loss
+from moevision.tasks.restoration.metrics import psnr
+from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
+from moevision.training.curves import draw_curves
+from moevision.training.loop import LoopConfig, fit
+
+_LOG = logging.getLogger(__name__)
+FOURIER_WEIGHT = 1.0
+WEATHER_WEIGHT = 0.02
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Crop and batch size from a fraction of the run on."""
+
+    begins: float
+    crop_px: int
+    batch_size: int
+
+
+PHASES = (Phase(0.0, 96, 8), Phase(0.5, 128, 8), Phase(0.85, 192, 4))
+
+
+def phase_at(step: int, steps: int) -> Phase:
+    """The phase that step belongs to."""
+    return [phase for phase in PHASES if step >= phase.begins * steps][-1]
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Batch number -> batch; a function of (seed, step) alone."""
+
+    def __init__(self, mixture: RestorationMixture, steps: int, seed: int) -> None:
+        self.mixture, self.steps, self.seed = mixture, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        phase = phase_at(step, self.steps)
+        rng = np.random.default_rng((self.seed, step))
+        x_BCHW, y_BCHW, kinds = self.mixture.batch(rng, phase.batch_size, phase.crop_px)
+        return torch.from_numpy(x_BCHW), torch.from_numpy(y_BCHW), weather_labels(kinds)
+
+
+def weather_labels(kinds: list[str]) -> Tensor:
+    """Kinds -> (B, 4) of 0 and 1 in the order of WEATHERS; NaN where the kind does not tell (mixtures, own pairs)."""
+    known = {"clean", *WEATHERS}
+    return torch.tensor([[float(weather == kind) if kind in known else math.nan for weather in WEATHERS] for kind in kinds])
+
+
+def train(
+    data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 60_000, resume: bool = False,
+    learning_rate: float = 2e-3, workers: int = 1, start_from: Path | None = None, say: Callable[[str], None] = _LOG.info,
+) -> Path:  # fmt: skip
+    """Train and write `out/model.safetensors`; returns its path.
+
+    Args:
+        data: folder with `clean/` photographs and, optionally, `weather/` or `pairs/NAME/{input,gt}`.
+        out: run folder (see `training.loop.fit`), which also receives curves.png and experts.json.
+        preset: a key of PRESETS.
+        seed: of initialisation and data.
+        steps: optimiser steps.
+        resume: continue an interrupted run exactly.
+        learning_rate: peak of the schedule.
+        workers: data processes.
+        start_from: weights to begin with instead of random ones (same preset).
+        say: receives progress lines.
+
+    Raises:
+        UsageError: missing data, unknown folder state. WeightsError: `start_from` cannot be loaded.
+    """
+    cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
+    torch.manual_seed(seed)
+    mixture = RestorationMixture(data)
+    net = _build(preset, start_from)
+    say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
+    config = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate)
+    first = _first_step(out) if resume else 0
+    batches = _loader(_Batches(mixture, steps, seed), first, workers)
+    validation = {name: list(pairs) for name, pairs in dev_sets(data).items()}
+    average = fit(
+        net,
+        lambda model, step: _losses(model, next(batches)),
+        config,
+        out,
+        validate=lambda model, step: _validate(model, validation, out),
+        resume=resume,
+        say=say,
+    )
+    return _export(average, out, preset, config)
+
+
+def _build(preset: str, start_from: Path | None) -> RestorationNet:
+    if start_from is not None:
+        descriptor = load_model(start_from, lambda _, config: RestorationNet(RestorationConfig.from_dict(config)))
+        return cast("RestorationNet", descriptor.model.train())
+    return RestorationNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _first_step(out: Path) -> int:
+    checkpoint = out / "checkpoint.pt"
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
+
+
+def _loader(batches: _Batches, first: int, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first, len(batches)),
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+        )
+    )
+
+
+def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    x_BCHW, y_BCHW, labels_BW = batch
+    x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+    context = Context()
+    restored_BCHW, logits_BW = model(x_BCHW, context)
+    return {
+        "l1": l1_loss(restored_BCHW, y_BCHW),
+        "fourier": FOURIER_WEIGHT * fourier_loss(restored_BCHW, y_BCHW),
+        "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
+        "balance": torch.as_tensor(context.auxiliary_loss()),
+    }
+
+
+@torch.inference_mode()
+def _validate(
+    model: nn.Module, sets: dict[str, list[tuple[np.ndarray, np.ndarray, str]]], out: Path
+) -> dict[str, float]:
+    """PSNR of each dev set in dB; expert loads go to experts.json."""
+    numbers, loads = {}, {}
+    for name, pairs in sets.items():
+        values = []
+        for degraded_HWC, target_HWC, _ in pairs:
+            context = Context()
+            x = torch.from_numpy(degraded_HWC).permute(2, 0, 1)[None].float() / 255
+            restored, _ = model(x.contiguous(memory_format=torch.channels_last), context)
+            image_HWC = (restored[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            values.append(psnr(image_HWC, target_HWC))
+            for layer, record in context.records.items():
+                loads[layer] = loads.get(layer, 0) + record.routing.counts_E
+        numbers[name] = float(np.mean(values))
+    shares = {layer: counts / counts.sum() for layer, counts in loads.items()}
+    if shares:
+        numbers["dead_experts"] = float(sum(int((share < 0.01).sum()) for share in shares.values()))
+        report = {layer: [round(float(s), 4) for s in share] for layer, share in shares.items()}
+        (out / "experts.json").write_text(json.dumps(report, indent=1) + "\n")
+    return numbers
+
+
+def _export(average: nn.Module, out: Path, preset: str, config: LoopConfig) -> Path:
+    path = out / "model.safetensors"
+    training = {"preset": preset, "seed": config.seed, "steps": config.steps, "learning_rate": config.learning_rate}
+    save_model(average, path, task="restoration", training=training)
+    draw_curves(out)
+    return path
+
+

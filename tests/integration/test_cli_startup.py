@@ -1,0 +1,68 @@
+"""What starting costs, and the public names."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import moevision
+from moevision import errors
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+HEAVY = "{'torch', 'cv2', 'numpy', 'kornia', 'triton', 'gradio'} & set(sys.modules)"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert python(f"import sys, moevision; print({HEAVY} | {{'typer', 'rich'}} & set(sys.modules))") == "set()"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"], ["--version"], ["bench", "mofme", "--help"]])
+def test_help_imports_no_torch(arguments):
+    code = f"""
+import sys
+sys.argv = ["moevision", *{arguments!r}]
+from moevision.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    sys.stdout = sys.stderr
+    print("CODE", stop.code, {HEAVY})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "CODE 0 set()" in done.stderr
+    assert done.stdout
+
+
+def test_help_answers_in_less_than_a_second():
+    def seconds():
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "moevision", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0  # the best of three: the machine may be busy
+
+
+def test_public_names_are_there_and_lazy():
+    assert set(moevision.__all__) <= set(dir(moevision))
+    assert moevision.MoevisionError is errors.MoevisionError
+    assert moevision.InputError is errors.InputError
+    assert isinstance(moevision.__version__, str)
+    with pytest.raises(AttributeError, match="nonsense"):
+        moevision.nonsense  # noqa: B018
+    assert python("import sys, moevision; moevision.UsageError; print('torch' in sys.modules)") == "False"
+
+
+def test_version_and_usage_exit_codes():
+    def code(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "moevision", *arguments], capture_output=True, check=False
+        ).returncode
+
+    assert code("--version") == 0
+    assert code("nonsense") == 2
+    assert code("restore") == 2

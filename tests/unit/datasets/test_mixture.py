@@ -1,0 +1,139 @@
+"""The training stream: contract of a batch, what it may learn from, how it degrades with less data."""
+
+import numpy as np
+import pytest
+
+from moevision.datasets.mixture import MixtureWeights, RestorationMixture, dev_sets, load_clean, synthetic_dev
+from moevision.datasets.weather import KINDS
+from moevision.errors import UsageError
+
+from .conftest import make_photo, save
+
+
+@pytest.fixture(scope="module")
+def mixture(made_root):
+    return RestorationMixture(made_root)
+
+
+def test_batch_has_the_promised_form(mixture):
+    x, y, kinds = mixture.batch(np.random.default_rng(0), 24, 48)
+    for array in (x, y):
+        assert array.shape == (24, 3, 48, 48)
+        assert array.dtype == np.float32
+        assert array.flags.c_contiguous
+        assert array.min() >= 0
+        assert array.max() <= 1
+    assert len(kinds) == 24
+    assert set(kinds) <= {*KINDS, "pairs"}
+
+
+def test_batch_repeats_with_the_seed(mixture):
+    first = mixture.batch(np.random.default_rng(3), 12, 32)
+    second = mixture.batch(np.random.default_rng(3), 12, 32)
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+    assert first[2] == second[2]
+
+
+def test_stored_pictures_stay_untouched(mixture):
+    before = [image.copy() for image in mixture.clean]
+    mixture.batch(np.random.default_rng(1), 30, 32)
+    for image, copy in zip(mixture.clean, before, strict=True):
+        np.testing.assert_array_equal(image, copy)
+
+
+def test_all_sources_turn_up_in_their_shares(mixture):
+    _, _, kinds = mixture.batch(np.random.default_rng(0), 400, 16)
+    share = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
+    total = 1.2
+    assert share["haze"] == pytest.approx(0.42 / total, abs=0.07)
+    assert share["rain"] == pytest.approx(0.24 / total, abs=0.06)
+    assert share["pairs"] == pytest.approx(0.20 / total, abs=0.06)
+    assert {"drops", "snow", "mixture", "clean"} <= set(share)
+
+
+@pytest.mark.parametrize("crop_px", [8, 95, 200])
+def test_crops_larger_than_the_photographs_are_made_by_resizing(mixture, crop_px):
+    x, _, _ = mixture.batch(np.random.default_rng(0), 10, crop_px)
+    assert x.shape == (10, 3, crop_px, crop_px)
+    assert np.isfinite(x).all()
+
+
+def test_clean_samples_are_mostly_equal_on_both_sides(mixture):
+    rng = np.random.default_rng(0)
+    equal = [np.array_equal(*mixture.sample(rng, "clean", 24)) for _ in range(60)]
+    assert 0.75 < np.mean(equal) < 1.0
+
+
+def test_pairs_stay_aligned(made_root):
+    """Input and truth of a recorded pair get the same crop and flip: haze of a slope keeps the order of pixels."""
+    mixture = RestorationMixture(made_root, MixtureWeights(haze_pairs=1, haze=0, rain=0, drops=0, snow=0, mixture=0))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        x, y = mixture.sample(rng, "haze_pairs", 40)
+        assert (
+            np.corrcoef((x - x.mean(axis=1, keepdims=True)).ravel(), (y - y.mean(axis=1, keepdims=True)).ravel())[0, 1]
+            > 0.8
+        )
+
+
+def test_dev_and_test_and_real_folders_are_never_trained_on(tmp_path):
+    for name in ("mine", "mine/kodak12_dev", "set_test", "real_rain", "x_dev/deeper"):
+        save(tmp_path / "clean" / name / "p.png", make_photo(1, 16, 16))
+    assert len(load_clean(tmp_path)) == 1
+
+
+def test_big_photographs_are_stored_smaller(tmp_path):
+    save(tmp_path / "clean" / "big.png", make_photo(1, 100, 300))
+    assert load_clean(tmp_path, longest_px=150)[0].shape == (50, 150, 3)
+
+
+def test_a_folder_with_photographs_alone_is_enough(tmp_path):
+    save(tmp_path / "clean" / "p.png", make_photo(1, 40, 40))
+    mixture = RestorationMixture(tmp_path)
+    assert mixture.shares["haze"] == pytest.approx(0.42)
+    x, _, kinds = mixture.batch(np.random.default_rng(0), 16, 24)
+    assert x.shape == (16, 3, 24, 24)
+    assert "pairs" not in kinds
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_no_photographs_is_one_line_with_the_path(tmp_path, made):
+    if made:
+        (tmp_path / "clean").mkdir()
+    with pytest.raises(UsageError, match="clean") as caught:
+        RestorationMixture(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rain", [-0.1, float("nan")])
+def test_impossible_weights_are_refused(made_root, rain):
+    with pytest.raises(UsageError, match="weights"):
+        RestorationMixture(made_root, MixtureWeights(rain=rain))
+
+
+def test_synthetic_dev_set_repeats_and_keeps_the_truth(made_root):
+    first, second = synthetic_dev(made_root, "rain"), synthetic_dev(made_root, "rain")
+    assert [name for _, _, name in first] == ["k"]
+    np.testing.assert_array_equal(first[0][0], second[0][0])
+    assert first[0][0].dtype == first[0][1].dtype == np.uint8
+    assert not np.array_equal(first[0][0], first[0][1])
+    assert not np.array_equal(first[0][0], synthetic_dev(made_root, "rain", seed=1)[0][0])
+
+
+def test_unknown_kind_of_dev_set_is_refused(made_root):
+    with pytest.raises(UsageError, match="hail"):
+        synthetic_dev(made_root, "hail")
+
+
+def test_dev_sets_missing_here_are_left_out(made_root):
+    assert dev_sets(made_root) == {}
+
+
+def test_real_dev_sets_are_complete(real_root):
+    sets = dev_sets(real_root)
+    assert {name: len(pairs) for name, pairs in sets.items()} == {
+        "sots_indoor_haze_dev": 14,
+        "rainstreak_sirr10_dev": 10,
+        "raindrop_2pairs_dev": 2,
+    }

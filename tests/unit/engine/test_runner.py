@@ -1,0 +1,189 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moevision.engine import runner
+from moevision.engine.interrupts import Interruption
+from moevision.engine.ledger import LEDGER_NAME, Ledger
+from moevision.engine.plan import plan
+from moevision.engine.runner import RunOptions, exit_code, remove_stale_parts, run
+from moevision.errors import InputError, MemoryExhaustedError, WeightsError
+
+
+def statuses(outcomes):
+    return [outcome.status for outcome in outcomes]
+
+
+@pytest.fixture
+def todo(here, make_image):
+    for index in range(5):
+        make_image(f"in/{index}.png", index)
+    Path("out").mkdir()
+    return plan(["in"], Path("out"))
+
+
+def test_every_job_is_done_in_order(todo, invert):
+    outcomes = list(run(todo.jobs, invert()))
+    assert [outcome.job for outcome in outcomes] == list(todo.jobs)
+    for job in todo.jobs:
+        assert np.array_equal(255 - np.asarray(Image.open(job.inputs[0])), np.asarray(Image.open(job.output)))
+
+
+def test_one_by_one_and_together_agree_bit_for_bit(todo, invert, here):
+    list(run(todo.jobs, invert(), RunOptions(read_ahead=4)))
+    for job in todo.jobs:
+        single = plan([str(job.inputs[0])], Path("single"))
+        list(run(single.jobs, invert()))
+        assert single.jobs[0].output.read_bytes() == job.output.read_bytes()
+
+
+def test_a_bad_file_does_not_stop_the_others(todo, invert):
+    Path("in/1.png").write_bytes(b"not an image")
+    Path("in/3.png").unlink()
+    outcomes = list(run(todo.jobs, invert()))
+    assert statuses(outcomes) == ["done", "failed", "done", "failed", "done"]
+    assert not outcomes[1].reason.startswith("in/1.png"), "the input is named beside the reason"
+    assert "No such file" in outcomes[3].reason
+    assert exit_code(statuses(outcomes)) == 3
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "2.png", "4.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (InputError("no"), "failed", 3),
+        (ValueError("surprise"), "bug", 1),
+        (MemoryExhaustedError("full"), "memory", 5),
+        (MemoryError(), "memory", 5),
+    ],
+)
+def test_an_error_of_the_task_is_one_outcome(todo, invert, error, status, code):
+    calls = iter([None, error, None, None, None])
+
+    def fail_second(_):
+        if (now := next(calls)) is not None:
+            raise now
+
+    outcomes = list(run(todo.jobs, invert(before=fail_second)))
+    assert statuses(outcomes) == ["done", status, "done", "done", "done"]
+    assert exit_code(statuses(outcomes)) == code
+    assert bool(outcomes[1].details) == (status == "bug")
+
+
+def test_damaged_weights_end_the_run(todo, invert):
+    def fail(_):
+        raise WeightsError("damaged")
+
+    with pytest.raises(WeightsError):
+        list(run(todo.jobs, invert(before=fail)))
+
+
+def test_a_full_disk_ends_the_run_with_one_failure(todo, invert, monkeypatch):
+    def full(*_, **__):
+        raise InputError("cannot be written") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner, "write_picture", full)
+    assert statuses(run(todo.jobs, invert())) == ["failed"]
+
+
+def test_a_file_that_appeared_meanwhile_is_left_alone(todo, invert):
+    Path("out/2.png").write_bytes(b"somebody else's")
+    outcomes = list(run(todo.jobs, invert()))
+    assert statuses(outcomes) == ["done", "done", "failed", "done", "done"]
+    assert Path("out/2.png").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_pictures_are_read_ahead_but_only_so_many(todo, invert, monkeypatch, depth):
+    lock, started = threading.Lock(), []
+    read = runner.read_picture
+
+    def counting(path, limits):
+        with lock:
+            started.append(path)
+        return read(path, limits)
+
+    monkeypatch.setattr(runner, "read_picture", counting)
+    for done, _ in enumerate(run(todo.jobs, invert(), RunOptions(read_ahead=depth)), start=1):
+        assert len(started) <= done + depth
+    assert len(started) == 5
+
+
+def test_the_ledger_gets_a_line_before_and_after_each_output(todo, invert):
+    Path("in/1.png").write_bytes(b"bad")
+    with Ledger(Path("out"), "s") as ledger:
+        list(run(todo.jobs[:2], invert(), ledger=ledger))
+    lines = [json.loads(line) for line in Path("out", LEDGER_NAME).read_text().splitlines()]
+    assert [(line["output"], line["status"]) for line in lines] == [
+        ("0.png", "writing"),
+        ("0.png", "done"),
+        ("1.png", "failed"),
+    ]
+    assert isinstance(lines[1]["facts"]["mean"], float), "NumPy numbers become plain ones"
+
+
+def test_an_interrupt_while_writing_waits_for_the_ledger_line(todo, invert, monkeypatch):
+    write = runner.write_picture
+
+    def interrupted_write(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(runner, "write_picture", interrupted_write)
+    done = []
+    with Ledger(Path("out"), "s") as ledger, Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+        done += run(todo.jobs, invert(), ledger=ledger, interruption=interruption)
+    lines = [json.loads(line) for line in Path("out", LEDGER_NAME).read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["writing", "done"]
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["0.png"]
+
+
+def test_an_interrupt_while_computing_is_immediate(todo, invert):
+    def interrupt(_):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the picture went on")
+
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+        list(run(todo.jobs, invert(before=interrupt), interruption=interruption))
+    assert not list(Path("out").iterdir())
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_leftovers_of_dead_runs_only_are_removed(here):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stale = [f".a.png.{dead.pid}.part", f".b 1.jpg.{dead.pid}.3.part", f".cut000.{dead.pid}.part"]
+    kept = [
+        f".a.png.{os.getppid()}.part",
+        f"a.png.{dead.pid}.part",
+        ".a.png.part",
+        ".a.png.x.part",
+        f".a.png.{dead.pid}",
+    ]
+    for name in stale + kept:
+        Path(name).touch()
+    os.symlink(kept[1], f".link.png.{dead.pid}.part")
+    assert sorted(path.name for path in remove_stale_parts([Path(), Path("missing")])) == sorted(stale)
+    assert sorted(os.listdir()) == sorted([*kept, f".link.png.{dead.pid}.part"])
+
+
+def test_exit_code_is_the_worst_of_all():
+    assert exit_code([]) == exit_code(["done"]) == 0
+    assert exit_code(["done"], refused=True) == exit_code(["failed", "done"]) == 3
+    assert exit_code(["failed", "memory"], refused=True) == 5
+    assert exit_code(["memory", "bug", "failed"]) == 1

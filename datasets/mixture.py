@@ -17,6 +17,7 @@ from moevision.datasets import weather
 from moevision.datasets.depth import DepthBank
 from moevision.datasets.light import ImageArray
 from moevision.datasets.paired import PairedFolder, PixelArray, list_images, read_image
+from moevision.datasets.synthesize import synthesize
 from moevision.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
@@ -261,12 +262,4 @@ def dev_sets(root: Path | str) -> dict[str, PairedFolder]:
 
 def synthetic_dev(root: Path | str, kind: str, seed: int = 2026) -> list[tuple[PixelArray, PixelArray, str]]:
     """[(degraded, clean, name)], HWC uint8 RGB, from `root/clean/kodak12_dev`: the same pictures for the same seed."""
-    if kind not in weather.KINDS:
-        raise UsageError(f"unknown weather {kind!r}: use one of {', '.join(weather.KINDS)}")
-    pairs = []
-    for i, path in enumerate(list_images(Path(root) / "clean" / "kodak12_dev")):
-        truth_HWC = read_image(path)
-        rng = np.random.default_rng([seed, i, weather.KINDS.index(kind)])
-        x_HWC = weather.degrade(truth_HWC.astype(np.float32) * _BYTE, kind, rng)
-        pairs.append((np.round(x_HWC * 255).astype(np.uint8), truth_HWC, path.stem))
-    return pairs
+    return list(synthesize(Path(root) / "clean" / "kodak12_dev", kind, seed))

@@ -31,16 +31,30 @@ def _(x: Tensor, w: Tensor, k: int, variance_scale: float) -> tuple[Tensor, Tens
 
 @torch.library.custom_op("moevision::route_backward", mutates_args=())
 def _route_backward(
-    dgate: Tensor, dprobs: Tensor, x: Tensor, w: Tensor, gate: Tensor, index: Tensor, probs: Tensor, variance_scale: float
+    dgate: Tensor,
+    dprobs: Tensor,
+    x: Tensor,
+    w: Tensor,
+    gate: Tensor,
+    index: Tensor,
+    probs: Tensor,
+    variance_scale: float,
 ) -> tuple[Tensor, Tensor]:
     return cpu.route_backward(dgate, dprobs, x, w, gate, index, probs, variance_scale)
 
 
 @_route_backward.register_fake
 def _(
-    dgate: Tensor, dprobs: Tensor, x: Tensor, w: Tensor, gate: Tensor, index: Tensor, probs: Tensor, variance_scale: float
+    dgate: Tensor,
+    dprobs: Tensor,
+    x: Tensor,
+    w: Tensor,
+    gate: Tensor,
+    index: Tensor,
+    probs: Tensor,
+    variance_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), w.new_empty(w.shape)
+    return _like(x), _like(w)
 
 
 def _route_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -136,7 +150,7 @@ def _(
     dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gate: Tensor, order: Tensor, offsets: Tensor,
     u: Tensor, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(t.new_empty(t.shape) for t in (x, w1, b1, w2, b2, gate))  # type: ignore[return-value]
+    return _like(x), _like(w1), _like(b1), _like(w2), _like(b2), _like(gate)
 
 
 def _expert_ffn_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -153,9 +167,7 @@ def _expert_ffn_grad(ctx: Any, dy: Tensor | None, du: Any) -> tuple[Any, ...]:
     if dy is None:
         return (None,) * 10
     x, w1, b1, w2, b2, gate, order, offsets, u = ctx.saved_tensors
-    dx, dw1, db1, dw2, db2, dgate = _expert_ffn_backward(
-        dy, x, w1, b1, w2, b2, gate, order, offsets, u, ctx.activation
-    )
+    dx, dw1, db1, dw2, db2, dgate = _expert_ffn_backward(dy, x, w1, b1, w2, b2, gate, order, offsets, u, ctx.activation)
     return dx, dw1, db1, dw2, db2, dgate, None, None, None, None
 
 
@@ -205,7 +217,9 @@ def _(
     dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor, gate: Tensor,
     index: Tensor, u: Tensor, site: str, fuse: str, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(t.new_empty(t.shape) for t in (x, w1, b1, w2, b2, gamma, beta, gate))  # type: ignore[return-value]
+    return (
+        _like(x), _like(w1), _like(b1), _like(w2), _like(b2), _like(gamma), _like(beta), _like(gate),
+    )  # fmt: skip
 
 
 def _film_ffn_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -250,6 +264,11 @@ def film_ffn(
         raise ValueError(f"gamma and beta must be (E, {width}) for site={site!r}, got {tuple(gamma_EF.shape)}")
     tensors = (x_ND, w1_DH, b1_H, w2_HD, b2_D, gamma_EF, beta_EF, gate_NK)
     return _film_ffn(*tensors, index_NK, site, fuse, activation, _needs_grad(tensors))[0]
+
+
+def _like(t: Tensor) -> Tensor:
+    # Not empty_like: a gradient is contiguous whatever the strides of its input.
+    return t.new_empty(t.shape)
 
 
 def _needs_grad(tensors: tuple[Tensor, ...]) -> bool:

@@ -16,7 +16,7 @@ PROBIT_SCALE = math.pi / 8
 
 def activate(u: Tensor, activation: str) -> Tensor:
     """`gelu` (exact) or `silu`, elementwise."""
-    return {"gelu": F.gelu, "silu": F.silu}[activation](u)
+    return F.gelu(u) if activation == "gelu" else F.silu(u)
 
 
 def router_logits(x_ND: Tensor, w_ED: Tensor, variance_scale: float) -> Tensor:

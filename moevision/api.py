@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from moevision.errors import InputError, UsageError
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from moevision.checkpoint import ModelDescriptor
     from moevision.imaging.picture import Picture
     from moevision.tasks.restoration.predict import RestorationTask
-
-    ImageOrArray = TypeVar("ImageOrArray", np.ndarray, PIL.Image.Image)
 
 DEFAULT_MODEL = {"restoration": "restoration-small"}
 
@@ -70,10 +68,6 @@ def restoration_task(
     return RestorationTask(descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength)
 
 
-@overload
-def restore(source: "ImageOrArray", **options: Any) -> "ImageOrArray": ...
-@overload
-def restore(source: str | PathLike[str], **options: Any) -> "np.ndarray": ...
 def restore(
     source: Any, *, model: str | PathLike[str] = "restoration-small", device: str = "auto", precision: str = "auto",
     tile: int | None = None, strength: float = 1.0,

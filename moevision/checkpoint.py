@@ -26,7 +26,8 @@ _MAX_HEADER_BYTES = 4 * 2**20
 class SizeRequirement:
     """What the network needs of a picture's size: at least `minimum_px`, a multiple of `multiple_px`.
 
-    Our networks pad inside, so both are 1 for a caller; a tiler should still cut tiles at multiples of `tile_multiple_px`.
+    Our networks pad inside, so both are 1 for a caller; a tiler should still start tiles at multiples of
+    `tile_multiple_px`, the coarsest stride.
     """
 
     minimum_px: int = 1
@@ -73,7 +74,9 @@ def read_manifest() -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text())["models"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: the list of shipped weights cannot be read ({error}); reinstall moevision") from None
+        raise WeightsError(
+            f"{path}: the list of shipped weights cannot be read ({error}); reinstall moevision"
+        ) from None
 
 
 def find_weights(name_or_path: str | Path) -> tuple[Path, dict[str, Any] | None]:
@@ -138,7 +141,9 @@ def _read_checked(path: Path, entry: dict[str, Any] | None) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror}); reinstall moevision or check the path") from None
+        raise WeightsError(
+            f"{path}: cannot be read ({error.strerror}); reinstall moevision or check the path"
+        ) from None
     if entry is not None and hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise WeightsError(f"{path}: damaged (its checksum is not the manifest's); reinstall moevision")
     return data
@@ -150,7 +155,12 @@ def _read_header(path: Path, data: bytes) -> dict[str, str]:
         if len(data) < 8 or not 0 < length <= min(_MAX_HEADER_BYTES, len(data) - 8):
             raise ValueError("no safetensors header")
         header = json.loads(data[8 : 8 + length])["__metadata__"]
-        version, _, _, _ = header["format"], header["task"], json.loads(header["config"]), json.loads(header["training"])
+        version, _, _, _ = (
+            header["format"],
+            header["task"],
+            json.loads(header["config"]),
+            json.loads(header["training"]),
+        )
     except (ValueError, KeyError, TypeError):
         raise WeightsError(f"{path}: not a moevision weights file, or damaged; download it again") from None
     if version != FORMAT:
@@ -171,5 +181,7 @@ def _assemble(
         raise WeightsError(f"{path}: damaged ({error}); download it again") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path}: does not fit this version of moevision ({reason}); train or download it again") from None
+        raise WeightsError(
+            f"{path}: does not fit this version of moevision ({reason}); train or download it again"
+        ) from None
     return model

@@ -1,4 +1,4 @@
-"""Blocks of the backbone. Feature maps are (B, C, H, W) in channels-last memory; C is contiguous, so a pixel is a token.
+"""Blocks of the backbone. Feature maps are (B, C, H, W) in channels-last memory: C is contiguous, a pixel is a token.
 
 Sources: gated convolution block after NAFNet (Chen et al., ECCV 2022), transposed attention after Restormer (Zamir et
 al., CVPR 2022), FFNs as MoE layers after MoFME (AAAI 2024).

@@ -1,6 +1,7 @@
 """Run a function over a large picture tile by tile, in bounded memory and without seams.
 
-Tiles have equal size; the last of a row or column is shifted inward, never padded. Overlaps are blended with a
+Tiles have equal size; the last of a row or column is shifted inward, never padded. Networks that work on a grid of
+strides see the same phase in every tile: tiles start at multiples of `multiple_px`. Overlaps are blended with a
 raised-cosine window whose weights are normalised to sum to one; because the grid is a full product of row and column
 positions, the normalisation is done once per axis. Only one band of tile rows exists as float32 at any time.
 """
@@ -27,17 +28,18 @@ class Tile:
     x1: int
 
 
-def plan_tiles(height: int, width: int, tile_px: int, overlap_px: int) -> list[list[Tile]]:
+def plan_tiles(height: int, width: int, tile_px: int, overlap_px: int, multiple_px: int = 1) -> list[list[Tile]]:
     """Rows of tiles that cover a picture of height x width; one tile if `tile_px` is 0 or the picture fits.
 
-    All tiles have the same size; neighbours share at least `overlap_px` pixels. Raises UsageError for a negative size
-    or an overlap that leaves no step forward.
+    All tiles have the same size, but the last of a row or column may be up to `multiple_px` - 1 larger, so that every
+    tile starts at a multiple of `multiple_px`; neighbours share at least `overlap_px` pixels. Raises UsageError for a
+    negative size or an overlap that leaves no step forward.
     """
-    columns = _spans(width, tile_px, overlap_px)
-    return [[Tile(y0, y1, x0, x1) for x0, x1 in columns] for y0, y1 in _spans(height, tile_px, overlap_px)]
+    columns, rows = (_spans(length, tile_px, overlap_px, multiple_px) for length in (width, height))
+    return [[Tile(y0, y1, x0, x1) for x0, x1 in columns] for y0, y1 in rows]
 
 
-def _spans(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, int]]:
+def _spans(length: int, tile_px: int, overlap_px: int, multiple_px: int) -> list[tuple[int, int]]:
     if tile_px < 0 or overlap_px < 0 or (tile_px and overlap_px >= tile_px):
         raise UsageError(
             f"tile of {tile_px} px with an overlap of {overlap_px} px is impossible; "
@@ -45,9 +47,10 @@ def _spans(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, int]]:
         )
     if tile_px == 0 or length <= tile_px:
         return [(0, length)]
-    last = length - tile_px
-    starts = [*range(0, last, tile_px - overlap_px), last]
-    return [(start, start + tile_px) for start in starts]
+    last = (length - tile_px) // multiple_px * multiple_px
+    step = max(multiple_px, (tile_px - overlap_px) // multiple_px * multiple_px)
+    starts = [*range(0, last, step), last]
+    return [(start, start + tile_px if start < last else length) for start in starts]
 
 
 def raised_cosine(length_px: int, ramp_px: int) -> np.ndarray:
@@ -77,6 +80,7 @@ def map_tiles(
     *,
     tile_px: int,
     overlap_px: int,
+    multiple_px: int = 1,
     out: Callable[[int, np.ndarray], None],
 ) -> None:
     """Apply `fn` to every tile and hand the blended rows to `out`, top to bottom, each row exactly once.
@@ -86,20 +90,21 @@ def map_tiles(
         fn: maps an hxwx3 float32 RGB tile in [0, 1] (its own copy) to an array of the same shape.
         tile_px: edge of a tile; 0 takes the whole picture at once.
         overlap_px: pixels that neighbouring tiles share.
+        multiple_px: tiles start at multiples of this.
         out: called with the first row and an hxWx3 float32 block; the block is reused after the call returns.
 
     Raises UsageError for impossible tile sizes, ValueError if `fn` changes the shape.
     """
     height, width = pixels_HWC.shape[:2]
-    rows = plan_tiles(height, width, tile_px, overlap_px)
+    rows = plan_tiles(height, width, tile_px, overlap_px, multiple_px)
     weights_y = _blend_weights(height, [(row[0].y0, row[0].y1) for row in rows], overlap_px)
     weights_x = _blend_weights(width, [(tile.x0, tile.x1) for tile in rows[0]], overlap_px)
-    band = np.zeros((rows[0][0].y1, width, 3), np.float32)
+    band = np.zeros((max(row[0].y1 - row[0].y0 for row in rows), width, 3), np.float32)
     for index, row in enumerate(rows):
         for tile, weight_x in zip(row, weights_x, strict=True):
             result = _run(fn, pixels_HWC, tile)
             result *= (weights_y[index][:, None] * weight_x)[:, :, None]
-            band[:, tile.x0 : tile.x1] += result
+            band[: tile.y1 - tile.y0, tile.x0 : tile.x1] += result
         finished = (rows[index + 1][0].y0 if index + 1 < len(rows) else height) - row[0].y0
         out(row[0].y0, band[:finished])
         kept = band.shape[0] - finished
@@ -117,7 +122,7 @@ def _run(fn: TileFunction, pixels_HWC: np.ndarray, tile: Tile) -> np.ndarray:
     return np.array(result, dtype=np.float32)
 
 
-def map_picture(picture: Picture, fn: TileFunction, *, tile_px: int, overlap_px: int) -> Picture:
+def map_picture(picture: Picture, fn: TileFunction, *, tile_px: int, overlap_px: int, multiple_px: int = 1) -> Picture:
     """`fn` over the whole picture: tiled, blended, quantised to the source depth band by band.
 
     Grey stays grey, alpha and metadata are kept. Colour under fully transparent pixels is replaced by the nearest
@@ -139,7 +144,7 @@ def map_picture(picture: Picture, fn: TileFunction, *, tile_px: int, overlap_px:
                 mask_HW = hidden[band]
                 restored[band][mask_HW] = pixels[band][mask_HW]
 
-    map_tiles(source, fn, tile_px=tile_px, overlap_px=overlap_px, out=keep)
+    map_tiles(source, fn, tile_px=tile_px, overlap_px=overlap_px, multiple_px=multiple_px, out=keep)
     return replace(picture, pixels_HWC=restored)
 
 

@@ -35,7 +35,7 @@ class Sorted:
 
 
 class Dense:
-    """Every expert on every item, zero weight for those not chosen: the reference, and the dense-compute MoE baseline."""
+    """Every expert on every item, zero weight for those not chosen: the reference, and the dense-compute baseline."""
 
     def __call__(self, x_ND: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
         return bank.dense(x_ND, routing)

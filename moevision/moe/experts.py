@@ -16,8 +16,8 @@ from moevision.moe.routing import Routing
 class ExpertBank(nn.Module):
     """Base of the banks.
 
-    `needs_plan` says whether `routed` reads the sorted order, so that dispatch can skip the sort for banks whose experts
-    share their matrix products.
+    `needs_plan` says whether `routed` reads the sorted order; dispatch skips the sort for banks whose experts share
+    their matrix products.
     """
 
     num_experts: int
@@ -68,7 +68,7 @@ class FiLMExperts(ExpertBank):
     Args:
         num_experts, dim, hidden: E, D, H.
         site: "input" modulates the FFN's input (the paper), "hidden" its pre-activation.
-        fuse: "activations" mixes the modulations and runs the FFN once (the paper), "outputs" runs it per chosen expert.
+        fuse: "activations" mixes the modulations and runs the FFN once (the paper), "outputs" once per chosen one.
         spread: standard deviation of gamma around 1 and beta around 0 at the start. Experts that start identical
             collapse; experts that start as random sign flips (the released code) train badly.
     """

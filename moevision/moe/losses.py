@@ -18,9 +18,7 @@ def load_loss(routing: Routing) -> Tensor:
     """Squared coefficient of variation of the experts' summed gate weight among chosen slots."""
     weight_NK = torch.where(routing.index_NK < 0, 0, routing.weight_NK)
     load_E = weight_NK.new_zeros(routing.probs_NE.shape[1])
-    return _squared_variation(
-        load_E.scatter_add(0, routing.index_NK.clamp(min=0).reshape(-1), weight_NK.reshape(-1))
-    )
+    return _squared_variation(load_E.scatter_add(0, routing.index_NK.clamp(min=0).reshape(-1), weight_NK.reshape(-1)))
 
 
 def switch_loss(routing: Routing) -> Tensor:

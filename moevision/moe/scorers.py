@@ -1,7 +1,7 @@
 """Scorers: items to logits over experts, among them the uncertainty-aware router of MoFME in three arms.
 
-The paper (MoFME, AAAI 2024) whitens routing vectors by the covariance of Monte-Carlo dropout passes. Taken literally the
-result is signed and sums to zero; `LiteralUncertaintyScorer` keeps it for comparison. `RepairedUncertaintyScorer` uses
+The paper (MoFME, AAAI 2024) whitens routing vectors by the covariance of Monte-Carlo dropout passes. Taken literally
+the result is signed and sums to zero; `LiteralUncertaintyScorer` keeps it for comparison. `RepairedUncertaintyScorer` uses
 the same samples as a precision on logits. `ExactMomentScorer` needs no samples: dropout before a linear map has exact
 moments. All arms act alike in training and evaluation, so that there is no train/test mismatch.
 """
@@ -81,7 +81,7 @@ class _SampledScorer(LinearScorer):
         return None
 
     def sampled_logits(self, x_ND: Tensor) -> Tensor:
-        """(M, N, E) logits under M dropout masks over the width, shared by all items so that batching changes nothing."""
+        """(M, N, E) logits under M dropout masks over the width, the same for all items: batching changes nothing."""
         x_ND = x_ND if x_ND.dtype == torch.float64 else x_ND.float()
         generator = torch.Generator().manual_seed(self.seed)
         keep_MD = torch.rand(self.samples, x_ND.shape[1], generator=generator) >= self.dropout

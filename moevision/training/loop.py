@@ -98,7 +98,8 @@ def fit(
     )
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema_with_warmup(config.ema_decay))
     start = _load(checkpoint, model, average, optimizer) if resume else 0
-    clock, last_step, sums = time.monotonic(), start, {}
+    sums: dict[str, float] = {}
+    clock, last_step = time.monotonic(), start
     for step in range(start, config.steps):
         model.train()
         terms = _step(model, losses_of, optimizer, step, config)
@@ -108,7 +109,9 @@ def fit(
         if done % config.log_every == 0 or done == config.steps:
             seconds = (time.monotonic() - clock) / (done - last_step)
             means = {name: value / (done - last_step) for name, value in sums.items()}
-            _append(out / "log.csv", {"step": done, "lr": learning_rate_at(step, config), "s_per_step": seconds, **means})
+            _append(
+                out / "log.csv", {"step": done, "lr": learning_rate_at(step, config), "s_per_step": seconds, **means}
+            )
             say(_progress_line(done, config.steps, means, seconds))
             clock, last_step, sums = time.monotonic(), done, {}
         if validate is not None and (done % config.validate_every == 0 or done == config.steps):
@@ -155,7 +158,9 @@ def _ema_with_warmup(decay: float) -> Callable[..., None]:
 def _progress_line(done: int, steps: int, means: dict[str, float], seconds: float) -> str:
     left_s = round((steps - done) * seconds)
     terms = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-    return f"{done}/{steps}  {terms}  {seconds:.2f} s/step  ETA {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}"
+    return (
+        f"{done}/{steps}  {terms}  {seconds:.2f} s/step  ETA {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}"
+    )
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

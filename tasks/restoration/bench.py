@@ -99,7 +99,14 @@ def bench_mofme(
             _measure_layer(result, experts, k, target, repeats, dim, LAYER_TOKENS // shrink)
         _measure_share(result, target, repeats, SHARE_PX // shrink)
         result["machine"] = machine_facts(target)
-    result["settings"] = {"repeats": repeats, "experts": experts, "k": k, "quick": quick, "seed": seed, "dtype": "float32"}
+    result["settings"] = {
+        "repeats": repeats,
+        "experts": experts,
+        "k": k,
+        "quick": quick,
+        "seed": seed,
+        "dtype": "float32",
+    }
     return result
 
 
@@ -139,7 +146,9 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _measure_paper(result: dict[str, Any], experts: int, k: int, device: torch.device, repeats: int, side_px: int) -> None:
+def _measure_paper(
+    result: dict[str, Any], experts: int, k: int, device: torch.device, repeats: int, side_px: int
+) -> None:
     nets: dict[str, nn.Module] = {}
     base = MoFMEConfig(num_experts=experts, k=k)
     for name, moe in arm_configs(experts, k).items():
@@ -149,7 +158,9 @@ def _measure_paper(result: dict[str, Any], experts: int, k: int, device: torch.d
     _compare(result, "", nets, torch.rand(1, 3, side_px, side_px), device, repeats)
 
 
-def _measure_small(result: dict[str, Any], experts: int, k: int, device: torch.device, repeats: int, side_px: int) -> None:
+def _measure_small(
+    result: dict[str, Any], experts: int, k: int, device: torch.device, repeats: int, side_px: int
+) -> None:
     config = PRESETS["small"]()
     nets: dict[str, nn.Module] = {
         name: RestorationNet(replace(config, backbone=replace(config.backbone, moe=moe)))

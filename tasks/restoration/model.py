@@ -2,13 +2,13 @@
 
 The output is x + gain * (x - 1) + bias. Haze removal multiplies contrast by 1 / t, which an additive residual cannot
 express without copying the picture through the network; with the gain the network only has to predict smooth maps.
-Contrast is stretched about white, as in AOD-Net (Li et al., ICCV 2017), because airlight is nearly white: stretched about
-black, gain and bias would have to cancel to a few per cent. An untouched picture is gain = bias = 0, which is how
+Contrast is stretched about white, as in AOD-Net (Li et al., ICCV 2017), because airlight is nearly white: stretched
+about black, gain and bias would have to cancel to a few per cent. An untouched picture is gain = bias = 0, which is how
 training starts.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class RestorationNet(nn.Module):
         self.decoder2 = nn.ModuleList(GatedConvBlock(f"decoder2.{i}", c2) for i in range(config.decoder_blocks[1]))
         self.head = nn.Conv2d(c2, 4 * 2 * config.backbone.in_channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(cast("Tensor", self.head.bias))
         self.weather = nn.Linear(c8, len(WEATHERS))
 
     def forward(self, x_BCHW: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:

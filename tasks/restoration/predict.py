@@ -1,15 +1,18 @@
 """From a picture to the restored picture: tiles, picture-wide statistics, strength, detected weather."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from moevision.checkpoint import ModelDescriptor
-from moevision.engine.task import TaskResult
+from moevision.devices import retry_smaller
+from moevision.engine.task import JSON, TaskResult
 from moevision.imaging.picture import Picture, to_float_tile
 from moevision.imaging.tiling import map_picture, plan_tiles
 from moevision.moe import Context
-from moevision.tasks.restoration.model import WEATHERS
+from moevision.tasks.restoration.model import WEATHERS, RestorationNet
 
 # Up to this size a picture is one tile and measures its own statistics.
 WHOLE_PX = 768
@@ -33,28 +36,34 @@ class RestorationTask:
         tile_px: int | None = None, strength: float = 1.0,
     ) -> None:  # fmt: skip
         self.descriptor, self.device, self.dtype = descriptor, device, dtype
-        self.model = descriptor.model.to(device=device, dtype=dtype)
+        self.model = cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
         self.tile_px, self.strength = tile_px, strength
 
     @torch.inference_mode()
     def __call__(self, pictures: tuple[Picture, ...]) -> TaskResult:
         """Restore `pictures[0]`; the result has its size, depth, alpha and metadata.
 
+        Raises MemoryExhaustedError when not even tiles of 128 px fit.
+
         Facts: `weather` (the likeliest, or "clean"), `confidence`, `weathers` (probability of each), `tiles`,
         `mean_change` (mean absolute change of the pixels, of full scale).
         """
         (picture,) = pictures
         height, width = picture.pixels_HWC.shape[:2]
+        return retry_smaller(lambda tile_px: self._restore(picture, tile_px), self._tile_px(height, width))
+
+    def _restore(self, picture: Picture, tile_px: int) -> TaskResult:
+        height, width = picture.pixels_HWC.shape[:2]
+        overlap_px = min(self.descriptor.overlap_px, tile_px // 2)
+        multiple_px = self.descriptor.size.tile_multiple_px
+        tiles = sum(len(row) for row in plan_tiles(height, width, tile_px, overlap_px, multiple_px))
         seen = Context()
-        frozen = self._measure(picture, seen) if max(height, width) > WHOLE_PX else None
-        tile_px = self._tile_px(height, width)
+        frozen = self._measure(picture, seen) if tiles > 1 or max(height, width) > WHOLE_PX else None
 
         def restore(tile_HWC: np.ndarray) -> np.ndarray:
-            context = Context(frozen_statistics=frozen) if frozen is not None else seen
-            return self._restore_tile(tile_HWC, context)
+            return self._restore_tile(tile_HWC, seen if frozen is None else Context(frozen_statistics=frozen))
 
-        restored = map_picture(picture, restore, tile_px=tile_px, overlap_px=self.descriptor.overlap_px)
-        tiles = sum(len(row) for row in plan_tiles(height, width, tile_px, self.descriptor.overlap_px))
+        restored = map_picture(picture, restore, tile_px=tile_px, overlap_px=overlap_px, multiple_px=multiple_px)
         return TaskResult(restored, {**self._weather(seen), "tiles": tiles, "mean_change": _change(picture, restored)})
 
     def _tile_px(self, height: int, width: int) -> int:
@@ -84,13 +93,13 @@ class RestorationTask:
         # HWC memory seen as BCHW is exactly torch's channels-last layout: no copy.
         return torch.from_numpy(image_HWC).permute(2, 0, 1)[None].to(device=self.device, dtype=self.dtype)
 
-    def _weather(self, context: Context) -> dict[str, str | float | dict[str, float]]:
+    def _weather(self, context: Context) -> dict[str, JSON]:
         probability_W = self.model.weather(context.statistics["weather"])[0].float().sigmoid().tolist()
         weathers = dict(zip(WEATHERS, (round(p, 3) for p in probability_W), strict=True))
         likeliest = max(weathers, key=lambda weather: weathers[weather])
         seen = weathers[likeliest] >= 0.5
         confidence = weathers[likeliest] if seen else round(1 - weathers[likeliest], 3)
-        return {"weather": likeliest if seen else "clean", "confidence": confidence, "weathers": weathers}
+        return {"weather": likeliest if seen else "clean", "confidence": confidence, "weathers": dict(weathers)}
 
 
 def statistics_mosaic(pixels_HWC: np.ndarray, side_px: int) -> np.ndarray:

@@ -69,12 +69,15 @@ class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
 def weather_labels(kinds: list[str]) -> Tensor:
     """Kinds -> (B, 4) of 0 and 1 in the order of WEATHERS; NaN where the kind does not tell (mixtures, own pairs)."""
     known = {"clean", *WEATHERS}
-    return torch.tensor([[float(weather == kind) if kind in known else math.nan for weather in WEATHERS] for kind in kinds])
+    return torch.tensor(
+        [[float(weather == kind) if kind in known else math.nan for weather in WEATHERS] for kind in kinds]
+    )
 
 
 def train(
-    data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 60_000, resume: bool = False,
-    learning_rate: float = 2e-3, workers: int = 1, start_from: Path | None = None, say: Callable[[str], None] = _LOG.info,
+    data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 60_000,
+    resume: bool = False, learning_rate: float = 2e-3, workers: int = 1, start_from: Path | None = None,
+    say: Callable[[str], None] = _LOG.info,
 ) -> Path:  # fmt: skip
     """Train and write `out/model.safetensors`; returns its path.
 
@@ -156,7 +159,8 @@ def _validate(
     model: nn.Module, sets: dict[str, list[tuple[np.ndarray, np.ndarray, str]]], out: Path
 ) -> dict[str, float]:
     """PSNR of each dev set in dB; expert loads go to experts.json."""
-    numbers, loads = {}, {}
+    numbers: dict[str, float] = {}
+    loads: dict[str, Tensor] = {}
     for name, pairs in sets.items():
         values = []
         for degraded_HWC, target_HWC, _ in pairs:
@@ -166,7 +170,8 @@ def _validate(
             image_HWC = (restored[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             values.append(psnr(image_HWC, target_HWC))
             for layer, record in context.records.items():
-                loads[layer] = loads.get(layer, 0) + record.routing.counts_E
+                counts_E = record.routing.counts_E
+                loads[layer] = loads[layer] + counts_E if layer in loads else counts_E
         numbers[name] = float(np.mean(values))
     shares = {layer: counts / counts.sum() for layer, counts in loads.items()}
     if shares:
@@ -182,5 +187,3 @@ def _export(average: nn.Module, out: Path, preset: str, config: LoopConfig) -> P
     save_model(average, path, task="restoration", training=training)
     draw_curves(out)
     return path
-
-

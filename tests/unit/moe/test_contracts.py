@@ -69,9 +69,7 @@ def value_and_gradients(module, x):
 def test_sorted_equals_dense_forward_and_backward(bank, selector, count):
     fast, slow = layer(bank, selector, dispatcher=Sorted()), layer(bank, selector, dispatcher=Dense())
     for a, b in zip(value_and_gradients(fast, items(count)), value_and_gradients(slow, items(count)), strict=True):
-        torch.testing.assert_close(
-            torch.zeros_like(b) if a is None and b is not None else a, b, atol=1e-9, rtol=1e-7
-        )
+        torch.testing.assert_close(torch.zeros_like(b) if a is None and b is not None else a, b, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("bank", BANKS)

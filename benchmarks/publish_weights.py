@@ -1,0 +1,107 @@
+"""Put a trained model.safetensors into weights/: file, manifest entry and model card, in one step.
+
+    python benchmarks/publish_weights.py runs/x/model.safetensors restoration-small --evaluations a.json b.json \
+        --command "moevision train restoration ..." --data-note "..."
+
+The evaluations are outputs of `moevision evaluate restoration --json`; nothing is measured here.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from moevision.api import build_model
+from moevision.checkpoint import load_model
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+LIMIT_BYTES = 10_000_000
+LIMITS = (
+    "Trained on synthetic rain, drops and snow and on indoor haze; strong real weather is only partly removed.",
+    "Opaque occlusion (large drops, thick flakes) destroys detail; it comes back smooth, not invented.",
+    "Dense haze over noise or JPEG blocks amplifies them.",
+)
+
+
+def entry_of(source: Path, name: str, evaluations: list[Path], command: str, data_note: str) -> dict:
+    """The manifest entry of a weights file."""
+    data = source.read_bytes()
+    if len(data) > LIMIT_BYTES:
+        raise SystemExit(f"{source}: {len(data)} bytes, more than the {LIMIT_BYTES} that may be shipped")
+    descriptor = load_model(source, build_model)
+    metrics = {}
+    for path in evaluations:
+        result = json.loads(path.read_text())
+        metrics[path.stem] = {"n": result["n"], **result["metrics"]}
+    return {
+        "name": name,
+        "file": f"{name}.safetensors",
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "task": descriptor.task,
+        "params": sum(p.numel() for p in descriptor.model.parameters()),
+        "training": {**descriptor.training, "command": command, "data": data_note},
+        "metrics": metrics,
+        "limits": list(LIMITS),
+        "license": "Apache-2.0",
+    }
+
+
+def card_of(entry: dict) -> str:
+    """The model card: what it is, how good, how made, where it fails."""
+    rows = [
+        f"| {name} ({m['n']}) | {m['baselines']['identity']['psnr']:.2f} / {m['baselines']['identity']['ssim']:.3f} "
+        f"| {m['baselines']['dark_channel']['psnr']:.2f} / {m['baselines']['dark_channel']['ssim']:.3f} "
+        f"| **{m['psnr']:.2f} / {m['ssim']:.3f}** | {m['psnr_y']:.2f} / {m['ssim_y']:.3f} |"
+        for name, m in entry["metrics"].items()
+    ]
+    training = entry["training"]
+    return "\n".join(
+        [
+            f"# {entry['name']}",
+            "",
+            "All-weather restoration (rain, raindrops, snow, haze) with one set of weights: "
+            f"{entry['params']:,} parameters, {entry['bytes']:,} bytes, float32 safetensors, Apache-2.0.",
+            "",
+            "## Quality",
+            "PSNR in dB / SSIM, uint8, whole picture, RGB; last column on luma. Identity and the dark-channel prior are "
+            "the trivial baselines. Sets named `*_dev` were used to choose settings.",
+            "",
+            "| set (pictures) | identity | dark channel | this model | luma |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "## Training",
+            f"`{training['command']}` (seed {training['seed']}, {training['steps']} steps).",
+            "",
+            f"Data: {training['data']}",
+            "",
+            "## Limits",
+            *(f"- {limit}" for limit in entry["limits"]),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Copy the file, replace the manifest entry of that name, write the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--evaluations", type=Path, nargs="+", required=True)
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--data-note", required=True)
+    options = parser.parse_args()
+    entry = entry_of(options.source, options.name, options.evaluations, options.command, options.data_note)
+    shutil.copyfile(options.source, WEIGHTS / entry["file"])
+    manifest = json.loads((WEIGHTS / "manifest.json").read_text())
+    others = [other for other in manifest["models"] if other["name"] != entry["name"]]
+    manifest["models"] = sorted([*others, entry], key=lambda one: one["name"])
+    (WEIGHTS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (WEIGHTS / f"{entry['name']}.md").write_text(card_of(entry))
+    print(f"{entry['name']}: {entry['params']:,} parameters, {entry['bytes']:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

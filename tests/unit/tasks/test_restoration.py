@@ -1,0 +1,178 @@
+"""RestorationNet, the Task around it, losses, metrics and baselines."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moevision.checkpoint import ModelDescriptor
+from moevision.imaging.picture import picture_from_array
+from moevision.moe import Context
+from moevision.tasks.restoration.baselines import dark_channel
+from moevision.tasks.restoration.losses import fourier_loss, l1_loss, weather_loss
+from moevision.tasks.restoration.metrics import luma, psnr, quality, ssim
+from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
+from moevision.tasks.restoration.predict import RestorationTask, statistics_mosaic
+
+
+def network(seed=0, wake=True):
+    """A tiny network; `wake` gives the zero head weights so that it does something."""
+    torch.manual_seed(seed)
+    net = RestorationNet(PRESETS["test"]()).eval()
+    if wake:
+        torch.nn.init.normal_(net.head.weight, std=0.05)
+    return net
+
+
+def task(**options):
+    net = network()
+    descriptor = ModelDescriptor("test", "restoration", net, net.config.to_dict(), {})
+    return RestorationTask(descriptor, device=torch.device("cpu"), **options)
+
+
+def image(height, width, seed=0, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (height, width, 3), dtype, endpoint=True)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(1, 33), st.integers(1, 33))
+def test_output_has_the_input_size_for_any_size(height, width):
+    restored, logits = network()(torch.rand(1, 3, height, width))
+    assert restored.shape == (1, 3, height, width)
+    assert logits.shape == (1, len(WEATHERS))
+
+
+def test_an_untrained_network_returns_the_picture_unchanged():
+    x = torch.rand(1, 3, 17, 23)
+    restored, _ = network(wake=False)(x)
+    assert torch.equal(restored, x)
+
+
+def test_evaluation_is_bit_equal_from_call_to_call():
+    net, x = network(), torch.rand(1, 3, 32, 40)
+    assert torch.equal(net(x)[0], net(x)[0])
+
+
+def test_every_parameter_learns():
+    net = network().train()
+    context = Context()
+    restored, logits = net(torch.rand(2, 3, 32, 32), context)
+    (restored.square().mean() + logits.square().mean() + context.auxiliary_loss()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_survive_the_weights_header(preset):
+    config = PRESETS[preset]()
+    assert RestorationConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_small_preset_keeps_within_two_million_parameters():
+    assert sum(p.numel() for p in RestorationNet(PRESETS["small"]()).parameters()) <= 2_000_000
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_task_keeps_size_and_depth(dtype):
+    result = task()((picture_from_array(image(37, 51, dtype=dtype)),))
+    assert result.picture.pixels_HWC.shape == (37, 51, 3)
+    assert result.picture.pixels_HWC.dtype == dtype
+    assert result.facts["weather"] in {*WEATHERS, "clean"}
+    assert 0.5 <= result.facts["confidence"] <= 1
+    assert result.facts["mean_change"] > 0
+
+
+def test_strength_mixes_linearly_between_input_and_output():
+    picture = picture_from_array(image(24, 24))
+    untouched, half, full = (task(strength=s)((picture,)).picture.pixels_HWC.astype(float) for s in (0.0, 0.5, 1.0))
+    assert np.array_equal(untouched, picture.pixels_HWC)
+    assert np.abs(half - (untouched + full) / 2).max() <= 1
+
+
+def test_tiles_of_a_large_picture_agree_with_the_whole_of_it():
+    # Smooth content as in photographs; the statistics come from one mosaic, so only the receptive field can differ.
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (30, 28, 3)).astype(np.float32)
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(small).permute(2, 0, 1)[None], size=(900, 800), mode="bicubic"
+    )
+    picture = picture_from_array(large[0].permute(1, 2, 0).clamp(0, 255).byte().numpy())
+    whole = task(tile_px=0)((picture,)).picture.pixels_HWC
+    tiled = task(tile_px=384)((picture,))
+    assert tiled.facts["tiles"] > 1
+    assert psnr(tiled.picture.pixels_HWC, whole) >= 50
+
+
+def test_the_statistics_mosaic_takes_native_pixels_from_all_over_the_picture():
+    rows = np.arange(1000, dtype=np.uint16)[:, None, None].repeat(600, 1)
+    mosaic = statistics_mosaic(rows, 512)
+    assert mosaic.shape == (512, 512, 1)
+    starts = mosaic[::128, 0, 0].tolist()
+    assert starts[0] == 0
+    assert starts[-1] == 1000 - 128
+    assert (np.diff(mosaic[:128, 0, 0].astype(int)) == 1).all()
+    assert statistics_mosaic(rows[:100, :50], 512).shape == (100, 50, 1)
+
+
+def test_grey_stays_grey_and_alpha_is_untouched():
+    pixels = np.dstack([image(20, 20)[..., :1], image(20, 20, 1)[..., :1]])
+    result = task()((picture_from_array(pixels),)).picture
+    assert result.pixels_HWC.shape == (20, 20, 1)
+    assert np.array_equal(result.alpha_HW, pixels[..., 1])
+
+
+def test_psnr_is_that_of_its_formula():
+    a = np.zeros((4, 4, 3), np.uint8)
+    assert psnr(a, a + 5) == pytest.approx(10 * math.log10(255**2 / 25))
+    assert psnr(a, a) == math.inf
+
+
+def test_ssim_is_one_for_equal_pictures_falls_with_noise_and_matches_an_independent_implementation():
+    from scipy.ndimage import gaussian_filter
+
+    a = image(40, 50)
+    b = np.clip(a.astype(int) + np.random.default_rng(1).normal(0, 25, a.shape), 0, 255).astype(np.uint8)
+    assert ssim(a, a) == pytest.approx(1)
+
+    def blur(x):
+        return gaussian_filter(x, 1.5, truncate=5 / 1.5, axes=(0, 1))[5:-5, 5:-5]
+
+    x, y = a.astype(float), b.astype(float)
+    mx, my = blur(x), blur(y)
+    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = ((2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean()
+    assert ssim(a, b) == pytest.approx(expected, abs=2e-4)
+
+
+def test_luma_is_studio_swing_and_quality_has_the_documented_keys():
+    assert luma(np.full((1, 1, 3), 255, np.uint8))[0, 0] == pytest.approx(235, abs=0.01)
+    assert set(quality(image(16, 16), image(16, 16, 1))) == {"psnr", "ssim", "psnr_y", "ssim_y"}
+
+
+def test_the_dark_channel_prior_removes_synthetic_haze():
+    rng = np.random.default_rng(0)
+    clean = np.kron(rng.integers(0, 200, (8, 8, 3)), np.ones((16, 16, 1)))
+    hazy = clean * 0.5 + 240 * 0.5
+    assert (
+        psnr(dark_channel(hazy.astype(np.uint8)), clean.astype(np.uint8))
+        > psnr(hazy.astype(np.uint8), clean.astype(np.uint8)) + 3
+    )
+
+
+def test_the_fourier_loss_does_not_depend_on_the_crop_size():
+    torch.manual_seed(0)
+    noise = torch.randn(1, 3, 128, 128)
+    small, large = (fourier_loss(noise[..., :s, :s], torch.zeros(1, 3, s, s)) for s in (32, 128))
+    assert float(small) == pytest.approx(float(large), rel=0.05)
+    assert float(l1_loss(noise, noise)) == 0
+
+
+def test_unknown_weather_labels_do_not_train():
+    logits = torch.zeros(2, 4, requires_grad=True)
+    labels = torch.tensor([[1.0, 0, 0, 0], [math.nan] * 4])
+    weather_loss(logits, labels).backward()
+    assert (logits.grad[0] != 0).all()
+    assert (logits.grad[1] == 0).all()

@@ -1,0 +1,77 @@
+"""The training loop on a two-parameter problem: schedule, exact resume, logs."""
+
+import csv
+
+import pytest
+import torch
+
+from moevision.errors import UsageError
+from moevision.training.curves import draw_curves
+from moevision.training.loop import LoopConfig, fit, learning_rate_at
+
+
+def run(out, steps, *, resume=False, stop_at=None):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+
+    def losses_of(net, step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3)  # drawn from the seed that the loop sets for this step
+        return {"mse": (net(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    config = LoopConfig(steps, learning_rate=0.05, warmup_steps=5, checkpoint_every=10, validate_every=20, log_every=10)
+    lines = []
+    average = fit(
+        model, losses_of, config, out, resume=resume, say=lines.append,
+        validate=lambda net, step: {"distance": float((net.weight - 1).abs().max())},
+    )  # fmt: skip
+    return average, lines
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights_bit_for_bit(tmp_path):
+    unbroken, _ = run(tmp_path / "a", 40)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", 40, stop_at=27)
+    resumed, _ = run(tmp_path / "b", 40, resume=True)
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_learns_and_writes_progress_log_validation_and_curves(tmp_path):
+    average, lines = run(tmp_path / "run", 100)
+    assert float((average.weight - 1).abs().max()) < 0.2
+    assert any("ETA" in line and "mse" in line for line in lines)
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(10, 101, 10))
+    assert float(rows[-1]["mse"]) < float(rows[0]["mse"])
+    assert len((tmp_path / "run" / "validation.csv").read_text().splitlines()) == 6
+    curves = draw_curves(tmp_path / "run")
+    assert curves is None or curves.stat().st_size > 1000
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_and_an_empty_one_not_resumed(tmp_path):
+    run(tmp_path / "run", 10)
+    with pytest.raises(UsageError, match="--resume"):
+        run(tmp_path / "run", 10)
+    with pytest.raises(UsageError, match="no run to resume"):
+        run(tmp_path / "empty", 10, resume=True)
+
+
+def test_the_learning_rate_warms_up_then_falls_to_its_end():
+    config = LoopConfig(1000, learning_rate=1.0, final_learning_rate=0.0, warmup_steps=100)
+    rates = [learning_rate_at(step, config) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == rates[99] == pytest.approx(1.0)
+    assert rates[549] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 1e-4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(tmp_path):
+    with pytest.raises(UsageError, match="lower the learning rate"):
+        fit(
+            torch.nn.Linear(1, 1),
+            lambda net, step: {"bad": net(torch.ones(1, 1)).sum() * torch.nan},
+            LoopConfig(3),
+            tmp_path / "run",
+        )

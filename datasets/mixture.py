@@ -178,7 +178,7 @@ class RestorationMixture:
         return _tone(rng, np.ascontiguousarray(crop_HWC))
 
     def _pair(
-        self, rng: np.random.Generator, pair: tuple[NDArray, NDArray], crop_px: int, whole: float = 0.5
+        self, rng: np.random.Generator, pair: tuple[NDArray, NDArray], crop_px: int, whole: float = 0.7
     ) -> tuple[NDArray, NDArray]:
         """The same random crop and flip of two arrays of one size: native, or most of the picture shrunk."""
         height, width = pair[0].shape[:2]
@@ -206,7 +206,7 @@ class RestorationMixture:
             crop_HWC, depth_HW = self._pair(rng, self.scenes[int(rng.integers(len(self.scenes)))], crop_px)
             y_HWC = _tone(rng, np.ascontiguousarray(crop_HWC))
             return weather.add_haze(y_HWC, rng, depth_HW=np.ascontiguousarray(depth_HW)), y_HWC
-        y_HWC = self._photo(rng, crop_px, whole=0.5, turn=False)
+        y_HWC = self._photo(rng, crop_px, whole=0.65, turn=False)
         if self.bank is not None and choice < 0.65:
             depth_HW = self.bank.sample(rng, crop_px, crop_px, float(rng.uniform(0.25, 1.0)))
             return weather.add_haze(y_HWC, rng, depth_HW=depth_HW), y_HWC
@@ -215,7 +215,7 @@ class RestorationMixture:
     def _weathered(self, rng: np.random.Generator, kind: str, crop_px: int) -> tuple[ImageArray, ImageArray]:
         """(degraded, clean) of a photograph; rain and snow now and then from a photographed mask."""
         # Gravity: a turned photograph is fine for drops and for none, not for things that fall or lie on the ground.
-        y_HWC = self._photo(rng, crop_px, whole=0.15, turn=kind in ("drops", "clean"))
+        y_HWC = self._photo(rng, crop_px, whole=0.25, turn=kind in ("drops", "clean"))
         masks = self.masks.get(kind, [])
         if masks and rng.random() < 0.15:
             mask_HW = masks[int(rng.integers(len(masks)))]

@@ -154,8 +154,8 @@ def rain_mask(rng: np.random.Generator, height: int, width: int, strength: float
     """Rain as a grey layer to add, HW float32 >= 0: streaks of one random style plus a veil; `strength` in [0, 1]."""
     style = _STYLES[int(rng.choice(len(_STYLES), p=_STYLE_CHANCE))]
     streaks_HW = style(rng, height, width) * np.float32(0.08 + 0.5 * strength)
-    if rng.random() < 0.45:
-        veil = np.float32(rng.exponential(0.09) * (0.4 + strength))
+    if rng.random() < 0.6:
+        veil = np.float32(rng.gamma(1.6, 0.08) * (0.5 + strength))
         streaks_HW = streaks_HW + veil * (0.5 + 0.5 * smooth_field(rng, height, width, 2))
     return streaks_HW
 

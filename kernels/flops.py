@@ -66,12 +66,13 @@ def film_ffn_flops(
 @register_flop_formula(_OPS.film_ffn_backward)
 def film_ffn_backward_flops(
     dy_shape: _Shape, x_shape: _Shape, w1_shape: _Shape, b1_shape: _Shape, w2_shape: _Shape, b2_shape: _Shape,
-    gamma_shape: _Shape, beta_shape: _Shape, gate_shape: _Shape, index_shape: _Shape, *_: Any, **__: Any,
+    gamma_shape: _Shape, beta_shape: _Shape, gate_shape: _Shape, index_shape: _Shape, u_shape: _Shape,
+    site: str, fuse: str, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
-    """Four FFN products (one more per slot with fuse = "outputs", which recomputes) and six small ones of the mixing."""
+    """Four FFN products and six small ones of the mixing; with fuse = "outputs" most of them once per slot."""
     num_items, (dim, hidden) = x_shape[0], w1_shape
     ffn = _product(num_items, dim, hidden)
-    if "activations" in _:
+    if fuse == "activations":
         return 4 * ffn + 6 * _product(num_items, *gamma_shape)
     return (2 + 3 * index_shape[1]) * ffn + 2 * index_shape[1] * _product(num_items, *gamma_shape)
 

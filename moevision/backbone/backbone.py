@@ -1,5 +1,7 @@
 """MoEBackbone: the one network body that all four tasks share."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,25 +17,29 @@ class MoEBackbone(nn.Module):
 
     Args:
         config: sizes and kinds; `config.in_channels` is the task's stem input.
+        name: prefix of the layers' names in the Context, for a network that holds two backbones.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, name: str = "") -> None:
         super().__init__()
         self.config = config
         c2, c4, c8 = config.stage_channels
         self.stem = nn.Conv2d(4 * config.in_channels, c2, 3, padding=1)
-        self.stage2 = nn.ModuleList(GatedConvBlock(f"stage2.{i}", c2) for i in range(config.conv_blocks[0]))
+        self.stage2 = nn.ModuleList(GatedConvBlock(f"{name}stage2.{i}", c2) for i in range(config.conv_blocks[0]))
         self.down4 = nn.Conv2d(c2, c4, 2, stride=2)
-        self.stage4 = nn.ModuleList(GatedConvBlock(f"stage4.{i}", c4) for i in range(config.conv_blocks[1]))
+        self.stage4 = nn.ModuleList(GatedConvBlock(f"{name}stage4.{i}", c4) for i in range(config.conv_blocks[1]))
         self.down8 = nn.Conv2d(c4, c8, 2, stride=2)
-        self.stage8 = nn.ModuleList(AttentionBlock(f"stage8.{i}", c8, config) for i in range(config.attention_blocks))
+        self.stage8 = nn.ModuleList(AttentionBlock(f"{name}stage8.{i}", c8, config) for i in range(config.attention_blocks))
 
-    def forward(self, x_BCHW: Tensor, context: Context | None = None) -> list[Tensor]:
+    def forward(
+        self, x_BCHW: Tensor, context: Context | None = None, add8: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
         """Features at strides 2, 4 and 8 of the picture padded (bottom, right) to a multiple of 8.
 
         Args:
             x_BCHW: float, any H, W >= 1.
             context: receives routing, losses and image-level statistics; a fresh one if None.
+            add8: given the features that enter the attention stage, returns what to add to them.
 
         Returns:
             [(B, C, H'/2, W'/2), (B, 2C, H'/4, W'/4), (B, 4C, H'/8, W'/8)] with H', W' the padded size.
@@ -43,6 +49,8 @@ class MoEBackbone(nn.Module):
         features = []
         for enter, stage in ((self.stem, self.stage2), (self.down4, self.stage4), (self.down8, self.stage8)):
             x = enter(x)
+            if add8 is not None and enter is self.down8:
+                x = x + add8(x)
             for block in stage:
                 x = block(x, context)
             features.append(x)

@@ -14,7 +14,6 @@ import numpy as np
 from moevision.errors import UsageError
 from moevision.imaging.picture import Picture, quantise, to_float_tile, warn_if_clipped
 
-TileFunction = Callable[[np.ndarray], np.ndarray]
 _CHUNK_ROWS = 64
 
 
@@ -26,6 +25,9 @@ class Tile:
     y1: int
     x0: int
     x1: int
+
+
+TileFunction = Callable[[np.ndarray, Tile], np.ndarray]
 
 
 def plan_tiles(height: int, width: int, tile_px: int, overlap_px: int, multiple_px: int = 1) -> list[list[Tile]]:
@@ -87,7 +89,7 @@ def map_tiles(
 
     Args:
         pixels_HWC: uint8, uint16 or float32 source, C = 1 or 3; it is read tile by tile and never changed.
-        fn: maps an hxwx3 float32 RGB tile in [0, 1] (its own copy) to an array of the same shape.
+        fn: maps an hxwx3 float32 RGB tile in [0, 1] (its own copy), and where it lies, to an array of the same shape.
         tile_px: edge of a tile; 0 takes the whole picture at once.
         overlap_px: pixels that neighbouring tiles share.
         multiple_px: tiles start at multiples of this.
@@ -115,7 +117,7 @@ def map_tiles(
 def _run(fn: TileFunction, pixels_HWC: np.ndarray, tile: Tile) -> np.ndarray:
     """The result of `fn` on one tile as a float32 array that may be written to."""
     source = to_float_tile(pixels_HWC[tile.y0 : tile.y1, tile.x0 : tile.x1])
-    result = np.asarray(fn(source))
+    result = np.asarray(fn(source, tile))
     if result.shape != source.shape:
         raise ValueError(f"the tile function returned shape {result.shape} for a tile of shape {source.shape}")
     # A copy: the function may return its input, a cached array or a view of memory it still owns.

@@ -7,7 +7,7 @@ from moevision.moe.dispatch import Dense, Dispatcher, Plan, Sorted
 from moevision.moe.experts import ExpertBank, FFNExperts, FiLMExperts, LinearFiLMExperts
 from moevision.moe.layer import MoELayer
 from moevision.moe.losses import BalanceLoss, importance_loss, load_loss, switch_loss, z_loss
-from moevision.moe.routing import Context, LayerRecord, Router, Routing
+from moevision.moe.routing import Context, LayerRecord, Router, Routing, Window
 from moevision.moe.scorers import (
     ExactMomentScorer,
     LinearScorer,
@@ -40,6 +40,7 @@ __all__ = [
     "SoftAll",
     "Sorted",
     "TopK",
+    "Window",
     "importance_loss",
     "load_loss",
     "switch_loss",

@@ -42,6 +42,16 @@ class LayerRecord:
     losses: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Window:
+    """Where a tile lies in its picture, all in pixels: top-left corner of the tile, size of the whole picture."""
+
+    top_px: int
+    left_px: int
+    picture_height_px: int
+    picture_width_px: int
+
+
 @dataclass
 class Context:
     """Side inputs and outputs of ONE forward pass, the only channel between layers.
@@ -52,8 +62,9 @@ class Context:
         modality: which sensor each item comes from (N,), or None.
         task: task number per image (B,), or None.
         cond: conditioning vector per image (B, c), or None.
-        frozen_statistics: image-level statistics by name to use instead of measuring them. A tiler measures them once
-            for the whole picture, so that all tiles are treated alike.
+        frozen_statistics: image-level statistics by name to use; those not in it are measured. A tiler measures all of
+            them once for the whole picture, so that all tiles are treated alike.
+        window: where this pass lies in the picture the frozen statistics describe; None = it is the whole picture.
         statistics: the statistics this pass used, by name.
         records: routing and losses by layer name.
     """
@@ -62,12 +73,14 @@ class Context:
     task: Tensor | None = None
     cond: Tensor | None = None
     frozen_statistics: dict[str, Tensor] | None = None
+    window: Window | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
 
     def statistic(self, name: str, measure: Callable[[], Tensor]) -> Tensor:
-        """The frozen statistic of that name if there is one, else what `measure` returns (and remember it)."""
-        value = measure() if self.frozen_statistics is None else self.frozen_statistics[name]
+        """The frozen statistic of that name if there is one, else what `measure` returns; remembered either way."""
+        frozen = self.frozen_statistics or {}
+        value = frozen[name] if name in frozen else measure()
         self.statistics[name] = value
         return value
 

@@ -7,6 +7,7 @@ about black, gain and bias would have to cancel to a few per cent. An untouched 
 training starts.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -16,18 +17,20 @@ from torch.nn import functional as F
 
 from moevision.backbone import BackboneConfig, MoEBackbone
 from moevision.backbone.blocks import GatedConvBlock
-from moevision.backbone.config import backbone_base, backbone_small, backbone_test, backbone_tiny
-from moevision.moe import Context
+from moevision.backbone.config import MoEConfig, backbone_base, backbone_small, backbone_test, backbone_tiny
+from moevision.moe import Context, Window
+from moevision.tasks.restoration.scene import SCENE_CHANNELS, SceneBranch
 
 WEATHERS = ("rain", "drops", "snow", "haze")
 
 
 @dataclass(frozen=True)
 class RestorationConfig:
-    """Backbone plus the number of decoder blocks at strides 4 and 2."""
+    """Backbone, number of decoder blocks at strides 4 and 2, and the backbone of the scene branch (None = no branch)."""
 
     backbone: BackboneConfig = field(default_factory=backbone_small)
     decoder_blocks: tuple[int, int] = (1, 1)
+    scene: BackboneConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the header of a weights file."""
@@ -36,14 +39,21 @@ class RestorationConfig:
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "RestorationConfig":
         """Inverse of `to_dict`. Raises TypeError or KeyError for unknown or missing fields."""
-        return RestorationConfig(BackboneConfig.from_dict(fields["backbone"]), tuple(fields["decoder_blocks"]))
+        scene = None if fields["scene"] is None else BackboneConfig.from_dict(fields["scene"])
+        return RestorationConfig(BackboneConfig.from_dict(fields["backbone"]), tuple(fields["decoder_blocks"]), scene)
+
+
+def scene_backbone(width: int = 16, attention_blocks: int = 3, num_experts: int = 8, k: int = 2) -> BackboneConfig:
+    """The scene branch's backbone: ordinary attention, since a thumbnail has at most 256 positions at stride 8."""
+    moe = MoEConfig(num_experts=num_experts, k=k)
+    return BackboneConfig(SCENE_CHANNELS, width, (1, 1), attention_blocks, "attention", moe=moe)
 
 
 PRESETS = {
-    "test": lambda: RestorationConfig(backbone_test()),
-    "tiny": lambda: RestorationConfig(backbone_tiny()),
-    "small": lambda: RestorationConfig(backbone_small(), (2, 1)),
-    "base": lambda: RestorationConfig(backbone_base(), (2, 2)),
+    "test": lambda: RestorationConfig(backbone_test(), scene=scene_backbone(8, 1, 4)),
+    "tiny": lambda: RestorationConfig(backbone_tiny(), scene=scene_backbone(12, 2)),
+    "small": lambda: RestorationConfig(backbone_small(), (2, 1), scene_backbone()),
+    "base": lambda: RestorationConfig(backbone_base(), (2, 2), scene_backbone(24)),
 }
 
 
@@ -63,6 +73,7 @@ class RestorationNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast("Tensor", self.head.bias))
         self.weather = nn.Linear(c8, len(WEATHERS))
+        self.scene = SceneBranch(config.scene, c8) if config.scene is not None else None
 
     def forward(self, x_BCHW: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
         """Restore.
@@ -76,7 +87,7 @@ class RestorationNet(nn.Module):
         """
         context = context if context is not None else Context()
         height, width = x_BCHW.shape[-2:]
-        skip2, skip4, x8 = self.backbone(x_BCHW, context)
+        skip2, skip4, x8 = self.backbone(x_BCHW, context, self._scene_reader(x_BCHW, context))
         pooled_BC = context.statistic("weather", lambda: x8.mean((2, 3)))
         x = skip4 + F.pixel_shuffle(self.up4(x8), 2)
         for block in self.decoder4:
@@ -87,3 +98,11 @@ class RestorationNet(nn.Module):
         gain_bias = F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
         gain, bias = gain_bias.chunk(2, dim=1)
         return torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1), self.weather(pooled_BC)
+
+    def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:
+        scene = self.scene
+        if scene is None:
+            return None
+        map_BChw = context.statistic("scene", lambda: scene.measure(x_BCHW, context))
+        window = context.window or Window(0, 0, *x_BCHW.shape[-2:])
+        return lambda x8_BCHW: scene.read(map_BChw, x8_BCHW, window)

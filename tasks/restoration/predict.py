@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from moevision.checkpoint import ModelDescriptor
 from moevision.devices import retry_smaller
 from moevision.engine.task import JSON, TaskResult
 from moevision.imaging.picture import Picture, to_float_tile
-from moevision.imaging.tiling import map_picture, plan_tiles
-from moevision.moe import Context
+from moevision.imaging.tiling import Tile, map_picture, plan_tiles
+from moevision.moe import Context, Window
 from moevision.tasks.restoration.model import WEATHERS, RestorationNet
 
 # Up to this size a picture is one tile and measures its own statistics.
@@ -57,11 +58,14 @@ class RestorationTask:
         overlap_px = min(self.descriptor.overlap_px, tile_px // 2)
         multiple_px = self.descriptor.size.tile_multiple_px
         tiles = sum(len(row) for row in plan_tiles(height, width, tile_px, overlap_px, multiple_px))
-        seen = Context()
-        frozen = self._measure(picture, seen) if tiles > 1 or max(height, width) > WHOLE_PX else None
+        measured = self._measure(picture) if tiles > 1 or max(height, width) > WHOLE_PX else None
+        seen = measured or Context()
 
-        def restore(tile_HWC: np.ndarray) -> np.ndarray:
-            return self._restore_tile(tile_HWC, seen if frozen is None else Context(frozen_statistics=frozen))
+        def restore(tile_HWC: np.ndarray, tile: Tile) -> np.ndarray:
+            if measured is None:
+                return self._restore_tile(tile_HWC, seen)
+            window = Window(tile.y0, tile.x0, height, width)
+            return self._restore_tile(tile_HWC, Context(frozen_statistics=measured.statistics, window=window))
 
         restored = map_picture(picture, restore, tile_px=tile_px, overlap_px=overlap_px, multiple_px=multiple_px)
         return TaskResult(restored, {**self._weather(seen), "tiles": tiles, "mean_change": _change(picture, restored)})
@@ -79,15 +83,19 @@ class RestorationTask:
             return restored_HWC
         return np.asarray(tile_HWC + np.float32(self.strength) * (restored_HWC - tile_HWC))
 
-    def _measure(self, picture: Picture, context: Context) -> dict[str, Tensor]:
-        """Picture-wide statistics from a mosaic of patches at native scale.
+    def _measure(self, picture: Picture) -> Context:
+        """Picture-wide statistics: the scene map from a thumbnail, the rest from a mosaic of patches at native scale.
 
-        A shrunken thumbnail would be cheaper to describe, but rain streaks and small drops vanish in it; patches keep
-        what the network must see, spread evenly over the picture.
+        Rain streaks and small drops vanish in a thumbnail; patches keep what the fine stages must see. They are spread
+        evenly over the picture and keep their order, so the scene map stretched over the mosaic fits them.
         """
+        context = Context()
+        if self.model.scene is not None:
+            small_BCHW = self._to_tensor(to_float_tile(_shrink(picture.pixels_HWC, WHOLE_PX)))
+            context.frozen_statistics = {"scene": self.model.scene.measure(small_BCHW, Context())}
         mosaic_HWC = statistics_mosaic(picture.pixels_HWC, self.descriptor.statistics_px)
         self.model(self._to_tensor(to_float_tile(mosaic_HWC)), context)
-        return dict(context.statistics)
+        return context
 
     def _to_tensor(self, image_HWC: np.ndarray) -> Tensor:
         # HWC memory seen as BCHW is exactly torch's channels-last layout: no copy.
@@ -114,6 +122,15 @@ def statistics_mosaic(pixels_HWC: np.ndarray, side_px: int) -> np.ndarray:
     """
     rows, columns = (_patch_rows(length, side_px) for length in pixels_HWC.shape[:2])
     return np.ascontiguousarray(pixels_HWC[rows][:, columns])
+
+
+def _shrink(pixels_HWC: np.ndarray, longer_px: int) -> np.ndarray:
+    height, width, channels = pixels_HWC.shape
+    factor = longer_px / max(height, width)
+    if factor >= 1:
+        return pixels_HWC
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)).reshape(size[1], size[0], channels)
 
 
 def _patch_rows(length: int, side_px: int) -> np.ndarray:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from moevision.checkpoint import load_model, save_model
 from moevision.datasets.mixture import RestorationMixture, dev_sets
+from moevision.errors import WeightsError
 from moevision.moe import Context
 from moevision.tasks.restoration.losses import fourier_loss, l1_loss, weather_loss
 from moevision.tasks.restoration.metrics import psnr
@@ -90,7 +90,7 @@ def train(
         resume: continue an interrupted run exactly.
         learning_rate: peak of the schedule.
         workers: data processes.
-        start_from: weights to begin with instead of random ones (same preset).
+        start_from: weights to begin with; parts of the preset they do not have start anew.
         say: receives progress lines.
 
     Raises:
@@ -99,7 +99,7 @@ def train(
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
     torch.manual_seed(seed)
     mixture = RestorationMixture(data)
-    net = _build(preset, start_from)
+    net = _build(preset, start_from, say)
     say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
     config = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate)
     first = _first_step(out) if resume else 0
@@ -117,11 +117,18 @@ def train(
     return _export(average, out, preset, config)
 
 
-def _build(preset: str, start_from: Path | None) -> RestorationNet:
+def _build(preset: str, start_from: Path | None, say: Callable[[str], None]) -> RestorationNet:
+    net = RestorationNet(PRESETS[preset]())
     if start_from is not None:
-        descriptor = load_model(start_from, lambda _, config: RestorationNet(RestorationConfig.from_dict(config)))
-        return cast("RestorationNet", descriptor.model.train())
-    return RestorationNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        old = load_model(start_from, lambda _, config: RestorationNet(RestorationConfig.from_dict(config))).model
+        try:
+            new, foreign = net.load_state_dict(old.state_dict(), strict=False)
+        except RuntimeError:
+            new, foreign = [], ["tensors of another size"]
+        if foreign:
+            raise WeightsError(f"{start_from}: does not fit preset {preset} ({foreign[0]}); choose its own preset")
+        say(f"started from {start_from}; new: {sorted({name.split('.')[0] for name in new}) or 'nothing'}")
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _first_step(out: Path) -> int:

@@ -13,11 +13,11 @@ from moevision.imaging.picture import Picture, picture_from_array
 from moevision.imaging.tiling import map_picture, map_tiles, plan_tiles, raised_cosine
 
 
-def identity(tile):
+def identity(tile, _):
     return tile
 
 
-def blur3(tile):
+def blur3(tile, _):
     """3x3 mean with replicated borders: needs one pixel of context."""
     padded = np.pad(tile, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = tile.shape[:2]
@@ -110,7 +110,7 @@ def test_local_filter_in_tiles_equals_the_filter_on_the_whole(noise):
 def test_a_brightness_step_between_tiles_becomes_a_ramp_not_a_seam():
     levels = itertools.cycle([0.25, 0.75])
 
-    def constant(tile):
+    def constant(tile, _):
         return np.full_like(tile, next(levels))
 
     picture = picture_from_array(np.zeros((64, 112, 3), np.float32))
@@ -122,7 +122,7 @@ def test_a_brightness_step_between_tiles_becomes_a_ramp_not_a_seam():
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_grey_stays_grey_and_the_function_sees_three_equal_channels(channels, noise):
-    def check(tile):
+    def check(tile, _):
         assert tile.shape[2] == 3
         assert tile.dtype == np.float32
         assert np.array_equal(tile[:, :, 0], tile[:, :, 2])
@@ -138,7 +138,7 @@ def test_source_is_never_changed_even_by_a_function_that_writes_into_its_tile(no
     samples = noise(50, 60, 4, np.float32)
     before = samples.copy()
 
-    def destructive(tile):
+    def destructive(tile, _):
         tile[:] = 0
         return tile
 
@@ -160,13 +160,13 @@ def test_colour_under_transparent_pixels_does_not_bleed_and_comes_back():
 
 def test_a_fully_transparent_picture_comes_back_unchanged(noise):
     picture = Picture(noise(20, 20, 3), np.zeros((20, 20), np.uint8))
-    result = map_picture(picture, lambda tile: tile * 0.5, tile_px=16, overlap_px=4)
+    result = map_picture(picture, lambda tile, _: tile * 0.5, tile_px=16, overlap_px=4)
     assert np.array_equal(result.pixels_HWC, picture.pixels_HWC)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_in_one_tile_is_refused(bad, noise):
-    def broken(tile):
+    def broken(tile, _):
         tile[0, 0, 0] = bad
         return tile
 
@@ -176,7 +176,7 @@ def test_nan_in_one_tile_is_refused(bad, noise):
 
 def test_a_function_that_changes_the_shape_is_a_bug_not_an_input_error(noise):
     with pytest.raises(ValueError, match="returned shape"):
-        map_picture(picture_from_array(noise(50, 50, 3)), lambda tile: tile[:-1], tile_px=32, overlap_px=8)
+        map_picture(picture_from_array(noise(50, 50, 3)), lambda tile, _: tile[:-1], tile_px=32, overlap_px=8)
 
 
 @pytest.mark.parametrize("channels", [3, 4])

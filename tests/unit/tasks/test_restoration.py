@@ -19,11 +19,12 @@ from moevision.tasks.restoration.predict import RestorationTask, statistics_mosa
 
 
 def network(seed=0, wake=True):
-    """A tiny network; `wake` gives the zero head weights so that it does something."""
+    """A tiny network; `wake` gives the zero-initialised parts weights so that they do something."""
     torch.manual_seed(seed)
     net = RestorationNet(PRESETS["test"]()).eval()
     if wake:
         torch.nn.init.normal_(net.head.weight, std=0.05)
+        torch.nn.init.normal_(net.scene.project.weight, std=0.05)
     return net
 
 

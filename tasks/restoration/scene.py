@@ -1,0 +1,78 @@
+"""SceneBranch: what the whole picture looks like, for every part of it.
+
+How thick haze is, or how much veil a shower adds, cannot be told from a few pixels: a white wall and a hazy one look
+alike. The branch sees the whole picture as a thumbnail, with ordinary attention between all its positions, and hands a
+coarse feature map to the full-resolution network. It is measured once a picture, so tiles agree on it, and costs the
+same for a 12-megapixel photograph as for a small one.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moevision.backbone import BackboneConfig, MoEBackbone
+from moevision.backbone.backbone import STRIDE
+from moevision.moe import Context, Window
+
+THUMBNAIL_PX = 96
+# Thumbnail, and its darkest value per channel in windows of 7 and 31 px: the statistic of the dark-channel prior.
+SCENE_CHANNELS = 9
+
+
+class SceneBranch(nn.Module):
+    """Thumbnail -> coarse map, read out at the cells of the stride-8 grid of any tile.
+
+    Args:
+        config: of the branch's own backbone; `in_channels` must be SCENE_CHANNELS.
+        out_channels: channels of the features the read-out is added to.
+    """
+
+    def __init__(self, config: BackboneConfig, out_channels: int) -> None:
+        super().__init__()
+        self.backbone = MoEBackbone(config, "scene.")
+        # Zero at the start: a network without the branch can be extended by it without losing what it knows.
+        self.project = nn.Conv2d(config.stage_channels[2], out_channels, 1)
+        nn.init.zeros_(self.project.weight)
+        if self.project.bias is not None:
+            nn.init.zeros_(self.project.bias)
+
+    def measure(self, picture_BCHW: Tensor, context: Context) -> Tensor:
+        """The map (B, out_channels, h, w) of whole pictures of any size, RGB in [0, 1]."""
+        return self.project(self.backbone(scene_inputs(picture_BCHW), context)[-1])
+
+    def read(self, map_BChw: Tensor, x8_BCHW: Tensor, window: Window) -> Tensor:
+        """The map at the stride-8 cells of a tile: same shape as the tile's features `x8_BCHW`."""
+        height, width = x8_BCHW.shape[-2:]
+        y_H = _cell_positions(window.top_px, height, window.picture_height_px, map_BChw)
+        x_W = _cell_positions(window.left_px, width, window.picture_width_px, map_BChw)
+        grid_HW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
+        grid_BHW2 = grid_HW2.expand(map_BChw.shape[0], -1, -1, -1)
+        read_BCHW = F.grid_sample(map_BChw, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
+        return read_BCHW.expand(x8_BCHW.shape[0], -1, -1, -1)
+
+
+def scene_inputs(picture_BCHW: Tensor) -> Tensor:
+    """Thumbnail and its windowed minima: (B, 3, H, W) -> (B, SCENE_CHANNELS, h, w), longer side THUMBNAIL_PX.
+
+    The thumbnail is stretched to multiples of 8, so that its map covers the picture exactly.
+    """
+    height, width = picture_BCHW.shape[-2:]
+    longer = max(height, width)
+    size = [max(STRIDE, round(side * THUMBNAIL_PX / longer / STRIDE) * STRIDE) for side in (height, width)]
+    thumbnail = F.interpolate(picture_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
+    dark7 = _minimum7(thumbnail, dilation=1)
+    dark31 = _minimum7(dark7, dilation=4)
+    return torch.cat([thumbnail, dark7, dark31], dim=1).contiguous(memory_format=torch.channels_last)
+
+
+def _minimum7(x_BCHW: Tensor, dilation: int) -> Tensor:
+    # Rows, then columns: 14 comparisons a pixel instead of 49; dilated by 4 over a minimum of 7 it spans 31.
+    padding = 3 * dilation
+    rows = F.max_pool2d(F.pad(-x_BCHW, (0, 0, padding, padding), value=-torch.inf), (7, 1), stride=1, dilation=dilation)
+    return -F.max_pool2d(F.pad(rows, (padding, padding, 0, 0), value=-torch.inf), (1, 7), stride=1, dilation=dilation)
+
+
+def _cell_positions(first_px: int, cells: int, length_px: int, like: Tensor) -> Tensor:
+    # Centres of the stride-8 cells in grid_sample's coordinates, where -1 and 1 are the picture's edges.
+    centres_px = first_px + STRIDE * (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5)
+    return centres_px * (2 / length_px) - 1

@@ -32,11 +32,11 @@ class Glass:
 
 def _draw_glass(rng: np.random.Generator, strength: float) -> Glass:
     """Random window; `strength` in [0, 1] raises the covered share and the opacity."""
-    radius = float(np.exp(rng.uniform(np.log(2.5), np.log(26.0))))
+    radius = float(np.exp(rng.uniform(np.log(3.0), np.log(36.0))))
     return Glass(
         radius_px=radius,
         cover=float(0.05 + 0.8 * strength * rng.uniform(0.5, 1.0)),
-        defocus_px=float(min(radius, 16.0) * rng.uniform(0.12, 0.55)),
+        defocus_px=float(min(radius, 24.0) * rng.uniform(0.15, 0.65)),
         opacity=float(np.clip(0.6 + 0.4 * strength + rng.normal(0.0, 0.15), 0.4, 1.0)),
         contrast=float(rng.uniform(0.0, 0.7)),
         trails=bool(rng.random() < 0.12),

@@ -102,6 +102,12 @@ def _tone(rng: np.random.Generator, crop_HWC: PixelArray) -> ImageArray:
     return np.dstack([np.minimum(curve * gain, 1.0)[crop_HWC[..., c]] for c, gain in enumerate(gains)])
 
 
+def _dull(rng: np.random.Generator, y_HWC: ImageArray) -> ImageArray:
+    """Flatter contrast as under a grey sky: a dull photograph without haze must not be taken for a hazy one."""
+    contrast, level = np.float32(rng.uniform(0.65, 1.0)), np.float32(rng.uniform(0.3, 0.7))
+    return level + contrast * (y_HWC - level)
+
+
 class RestorationMixture:
     """Endless random training samples from a data root with `clean/` and, all optional, `weather/` and `pairs/NAME/`.
 
@@ -216,6 +222,8 @@ class RestorationMixture:
         """(degraded, clean) of a photograph; rain and snow now and then from a photographed mask."""
         # Gravity: a turned photograph is fine for drops and for none, not for things that fall or lie on the ground.
         y_HWC = self._photo(rng, crop_px, whole=0.25, turn=kind in ("drops", "clean"))
+        if kind in ("drops", "clean") and rng.random() < 0.4:
+            y_HWC = _dull(rng, y_HWC)
         masks = self.masks.get(kind, [])
         if masks and rng.random() < 0.15:
             mask_HW = masks[int(rng.integers(len(masks)))]

@@ -30,7 +30,7 @@ from moevision.training.loop import LoopConfig, fit
 
 _LOG = logging.getLogger(__name__)
 FOURIER_WEIGHT = 1.0
-WEATHER_WEIGHT = 0.02
+WEATHER_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)

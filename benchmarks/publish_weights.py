@@ -65,8 +65,8 @@ def card_of(entry: dict) -> str:
             f"{entry['params']:,} parameters, {entry['bytes']:,} bytes, float32 safetensors, Apache-2.0.",
             "",
             "## Quality",
-            "PSNR in dB / SSIM, uint8, whole picture, RGB; last column on luma. Identity and the dark-channel prior are "
-            "the trivial baselines. Sets named `*_dev` were used to choose settings.",
+            "PSNR in dB / SSIM, uint8, whole picture, RGB; last column on luma. Identity and the dark-channel prior "
+            "are the trivial baselines. Sets named `*_dev` were used to choose settings.",
             "",
             "| set (pictures) | identity | dark channel | this model | luma |",
             "|---|---|---|---|---|",

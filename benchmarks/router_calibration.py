@@ -265,7 +265,8 @@ def run(net: nn.Module, root: Path, options: argparse.Namespace) -> dict[str, An
     crop_px, begun = options.crop_px, time.perf_counter()
     train = training_crops(root, options.per_kind, crop_px, options.seed)
     test = held_out_crops(root, options.per_photo, crop_px, options.seed)
-    layers = moe_layers(net)
+    # Layers whose tokens are the picture's 8x8 cells; those of the scene branch see a thumbnail.
+    layers = moe_layers(net.backbone)  # type: ignore[arg-type]
     chosen = options.layers or list(layers)
     result: dict[str, Any] = {
         "label": label_calibration(net, train, test, options.dropout),

@@ -37,7 +37,7 @@ def expert_ffn_flops(
     order_shape: _Shape, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     """Two products per slot and the weighted sum of its slots per item."""
-    _, dim, hidden = w1_shape
+    dim, hidden = w1_shape[1:]
     return 2 * _product(order_shape[0], dim, hidden) + _product(order_shape[0], dim)
 
 
@@ -47,7 +47,7 @@ def expert_ffn_backward_flops(
     gate_shape: _Shape, order_shape: _Shape, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     """Four products per slot: gradients of the hidden layer, of both matrices, of x. And <dy, b2> for the gate."""
-    _, dim, hidden = w1_shape
+    dim, hidden = w1_shape[1:]
     return 4 * _product(order_shape[0], dim, hidden) + _product(order_shape[0], dim)
 
 

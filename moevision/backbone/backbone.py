@@ -29,7 +29,8 @@ class MoEBackbone(nn.Module):
         self.down4 = nn.Conv2d(c2, c4, 2, stride=2)
         self.stage4 = nn.ModuleList(GatedConvBlock(f"{name}stage4.{i}", c4) for i in range(config.conv_blocks[1]))
         self.down8 = nn.Conv2d(c4, c8, 2, stride=2)
-        self.stage8 = nn.ModuleList(AttentionBlock(f"{name}stage8.{i}", c8, config) for i in range(config.attention_blocks))
+        blocks = range(config.attention_blocks)
+        self.stage8 = nn.ModuleList(AttentionBlock(f"{name}stage8.{i}", c8, config) for i in blocks)
 
     def forward(
         self, x_BCHW: Tensor, context: Context | None = None, add8: Callable[[Tensor], Tensor] | None = None

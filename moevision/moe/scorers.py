@@ -1,9 +1,9 @@
 """Scorers: items to logits over experts, among them the uncertainty-aware router of MoFME in three arms.
 
 The paper (MoFME, AAAI 2024) whitens routing vectors by the covariance of Monte-Carlo dropout passes. Taken literally
-the result is signed and sums to zero; `LiteralUncertaintyScorer` keeps it for comparison. `RepairedUncertaintyScorer` uses
-the same samples as a precision on logits. `ExactMomentScorer` needs no samples: dropout before a linear map has exact
-moments. All arms act alike in training and evaluation, so that there is no train/test mismatch.
+the result is signed and sums to zero; `LiteralUncertaintyScorer` keeps it for comparison. `RepairedUncertaintyScorer`
+uses the same samples as a precision on logits. `ExactMomentScorer` needs no samples: dropout before a linear map has
+exact moments. All arms act alike in training and evaluation, so that there is no train/test mismatch.
 """
 
 import torch

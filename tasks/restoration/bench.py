@@ -162,10 +162,12 @@ def _measure_small(
     result: dict[str, Any], experts: int, k: int, device: torch.device, repeats: int, side_px: int
 ) -> None:
     config = PRESETS["small"]()
-    nets: dict[str, nn.Module] = {
-        name: RestorationNet(replace(config, backbone=replace(config.backbone, moe=moe)))
-        for name, moe in arm_configs(experts, k).items()
-    }
+    nets: dict[str, nn.Module] = {}
+    for name, moe in arm_configs(experts, k).items():
+        kinds = {"experts": moe.experts, "scorer": moe.scorer, "dense_compute": moe.dense_compute}
+        # The scene branch keeps its own number of experts.
+        scene = config.scene and replace(config.scene, moe=replace(config.scene.moe, **kinds))
+        nets[name] = RestorationNet(replace(config, backbone=replace(config.backbone, moe=moe), scene=scene))
     _compare(result, "small.", nets, torch.rand(1, 3, side_px, side_px), device, repeats)
 
 

@@ -26,7 +26,7 @@ WEATHERS = ("rain", "drops", "snow", "haze")
 
 @dataclass(frozen=True)
 class RestorationConfig:
-    """Backbone, number of decoder blocks at strides 4 and 2, and the backbone of the scene branch (None = no branch)."""
+    """Backbone, decoder blocks at strides 4 and 2, and the backbone of the scene branch (None = no branch)."""
 
     backbone: BackboneConfig = field(default_factory=backbone_small)
     decoder_blocks: tuple[int, int] = (1, 1)

@@ -32,7 +32,8 @@ def test_a_short_run_repeats_exactly_and_its_weights_evaluate(data, tmp_path):
     tensors, others = load_file(first), load_file(again)
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     pairs = tmp_path / "pairs"
-    made = runner.invoke(app, ["datasets", "synthesize", "--data", str(data / "clean"), "-o", str(pairs), "--weather", "haze"])
+    synthesize = ["datasets", "synthesize", "--data", str(data / "clean"), "-o", str(pairs), "--weather", "haze"]
+    made = runner.invoke(app, synthesize)
     assert made.exit_code == 0, made.output
     result_file = tmp_path / "result.json"
     measured = runner.invoke(

@@ -26,6 +26,10 @@ def restoration(
     preset: Annotated[str, typer.Option("--preset", help="Size and recipe of the model.")] = "small",
     seed: common.Seed = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Length of the run.")] = 60_000,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0, help="Peak of the schedule.")] = 2e-3,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Weights to begin with; parts they lack start anew.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -37,6 +41,9 @@ def restoration(
     from moevision.tasks.restoration.train import train
 
     say = common.logger.debug if quiet else common.say
-    weights = train(data, out, preset=preset, seed=seed, steps=steps, resume=resume, say=say)
+    weights = train(
+        data, out, preset=preset, seed=seed, steps=steps, resume=resume,
+        learning_rate=learning_rate, start_from=start_from, say=say,
+    )  # fmt: skip
     if not quiet:
         typer.echo(str(weights))

@@ -1,7 +1,7 @@
 """The recipe of the all-weather restoration weights, top to bottom.
 
-Data: clean photographs weathered on the fly and real haze pairs (`moevision.datasets.mixture`). Loss: L1 + Fourier L1 +
-weather labels + expert balance. Crops grow during the run (Restormer's progressive schedule): small crops first because
+Data: clean photographs weathered on the fly and real haze pairs (`moevision.datasets.mixture`). Loss: L1 + Fourier L1,
+balanced between pictures, + weather labels + expert balance. Crops grow during the run (Restormer's progressive schedule): small crops first because
 they are cheap, large ones last because picture-wide statistics need them.
 """
 
@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from moevision.checkpoint import load_model, save_model
 from moevision.datasets.mixture import RestorationMixture, dev_sets
-from moevision.errors import WeightsError
+from moevision.errors import UsageError, WeightsError
 from moevision.moe import Context
-from moevision.tasks.restoration.losses import fourier_loss, l1_loss, weather_loss
+from moevision.tasks.restoration.losses import balanced, fourier_error, l1_error, weather_loss
 from moevision.tasks.restoration.metrics import psnr
 from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
 from moevision.training.curves import draw_curves
@@ -30,6 +30,7 @@ from moevision.training.loop import LoopConfig, fit
 
 _LOG = logging.getLogger(__name__)
 FOURIER_WEIGHT = 1.0
+RESTORATION_WEIGHT = 4.0
 WEATHER_WEIGHT = 0.1
 
 
@@ -94,7 +95,7 @@ def train(
         say: receives progress lines.
 
     Raises:
-        UsageError: missing data, unknown folder state. WeightsError: `start_from` cannot be loaded.
+        UsageError: missing data, unknown preset, unfit run folder. WeightsError: `start_from` cannot be loaded.
     """
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
     torch.manual_seed(seed)
@@ -118,6 +119,8 @@ def train(
 
 
 def _build(preset: str, start_from: Path | None, say: Callable[[str], None]) -> RestorationNet:
+    if preset not in PRESETS:
+        raise UsageError(f"{preset}: no such preset; choose from {', '.join(PRESETS)}")
     net = RestorationNet(PRESETS[preset]())
     if start_from is not None:
         old = load_model(start_from, lambda _, config: RestorationNet(RestorationConfig.from_dict(config))).model
@@ -153,9 +156,9 @@ def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str,
     x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     context = Context()
     restored_BCHW, logits_BW = model(x_BCHW, context)
+    error_B = l1_error(restored_BCHW, y_BCHW) + FOURIER_WEIGHT * fourier_error(restored_BCHW, y_BCHW)
     return {
-        "l1": l1_loss(restored_BCHW, y_BCHW),
-        "fourier": FOURIER_WEIGHT * fourier_loss(restored_BCHW, y_BCHW),
+        "restoration": RESTORATION_WEIGHT * balanced(error_B),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
         "balance": torch.as_tensor(context.auxiliary_loss()),
     }

@@ -12,7 +12,7 @@ from moevision.checkpoint import ModelDescriptor
 from moevision.imaging.picture import picture_from_array
 from moevision.moe import Context
 from moevision.tasks.restoration.baselines import dark_channel
-from moevision.tasks.restoration.losses import fourier_loss, l1_loss, weather_loss
+from moevision.tasks.restoration.losses import balanced, fourier_error, l1_error, weather_loss
 from moevision.tasks.restoration.metrics import luma, psnr, quality, ssim
 from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
 from moevision.tasks.restoration.predict import RestorationTask, statistics_mosaic
@@ -166,9 +166,17 @@ def test_the_dark_channel_prior_removes_synthetic_haze():
 def test_the_fourier_loss_does_not_depend_on_the_crop_size():
     torch.manual_seed(0)
     noise = torch.randn(1, 3, 128, 128)
-    small, large = (fourier_loss(noise[..., :s, :s], torch.zeros(1, 3, s, s)) for s in (32, 128))
+    small, large = (fourier_error(noise[..., :s, :s], torch.zeros(1, 3, s, s)) for s in (32, 128))
     assert float(small) == pytest.approx(float(large), rel=0.05)
-    assert float(l1_loss(noise, noise)) == 0
+    assert float(l1_error(noise, noise)) == 0
+
+
+def test_the_balanced_loss_gives_small_errors_a_larger_share_of_the_gradient():
+    error = torch.tensor([0.3, 0.03, 0.001], requires_grad=True)
+    balanced(error).backward()
+    share = error.grad * error.detach()
+    assert (share[0] / share[1] < 2).item()
+    assert float(balanced(torch.tensor([1e-5]))) == pytest.approx(1e-5, rel=1e-2)
 
 
 def test_unknown_weather_labels_do_not_train():

@@ -1,8 +1,8 @@
 """The recipe of the all-weather restoration weights, top to bottom.
 
 Data: clean photographs weathered on the fly and real haze pairs (`moevision.datasets.mixture`). Loss: L1 + Fourier L1,
-balanced between pictures, + weather labels + expert balance. Crops grow during the run (Restormer's progressive schedule): small crops first because
-they are cheap, large ones last because picture-wide statistics need them.
+balanced between pictures, + weather labels + expert balance. Crops grow during the run (Restormer's progressive
+schedule): small crops first because they are cheap, large ones last because picture-wide statistics need them.
 """
 
 import json

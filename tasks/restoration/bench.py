@@ -164,9 +164,10 @@ def _measure_small(
     config = PRESETS["small"]()
     nets: dict[str, nn.Module] = {}
     for name, moe in arm_configs(experts, k).items():
-        kinds = {"experts": moe.experts, "scorer": moe.scorer, "dense_compute": moe.dense_compute}
-        # The scene branch keeps its own number of experts.
-        scene = config.scene and replace(config.scene, moe=replace(config.scene.moe, **kinds))
+        scene = config.scene
+        if scene is not None:  # it keeps its own number of experts
+            own = replace(moe, num_experts=scene.moe.num_experts, k=scene.moe.k)
+            scene = replace(scene, moe=own)
         nets[name] = RestorationNet(replace(config, backbone=replace(config.backbone, moe=moe), scene=scene))
     _compare(result, "small.", nets, torch.rand(1, 3, side_px, side_px), device, repeats)
 

@@ -87,15 +87,14 @@ def expert_ffn(
 def expert_ffn_backward(
     dy_ND: Tensor, x_ND: Tensor, w1_EDH: Tensor, b1_EH: Tensor, w2_EHD: Tensor, b2_ED: Tensor,
     gate_NK: Tensor, order_R: Tensor, offsets_E1: Tensor, u_RH: Tensor, activation: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, w1, b1, w2, b2 and gate. The gate's needs no expert output: dgate = <dy W2^T, h> + <dy, b2>."""
     num_items, num_slots = gate_NK.shape
     dy_ND, offsets = dy_ND.contiguous(), offsets_E1.tolist()
     item_R = torch.div(order_R, max(num_slots, 1), rounding_mode="floor")
     gate_R = gate_NK.reshape(num_items * num_slots).index_select(0, order_R).to(x_ND.dtype)
     dgate_R, dx_RD = torch.zeros_like(gate_R), x_ND.new_zeros(order_R.shape[0], x_ND.shape[1])
-    grads = [_zeros_like_contiguous(t) for t in (w1_EDH, b1_EH, w2_EHD, b2_ED)]
-    dw1_EDH, db1_EH, dw2_EHD, db2_ED = grads
+    dw1_EDH, db1_EH, dw2_EHD, db2_ED = (_zeros_like_contiguous(t) for t in (w1_EDH, b1_EH, w2_EHD, b2_ED))
     for expert in range(w1_EDH.shape[0]):
         rows = slice(offsets[expert], offsets[expert + 1])
         if rows.start == rows.stop:
@@ -114,7 +113,7 @@ def expert_ffn_backward(
     inverse_R = _inverse(order_R)
     dx_ND = dx_RD.index_select(0, inverse_R).view(num_items, num_slots, x_ND.shape[1]).sum(1)
     dgate_NK = dgate_R.index_select(0, inverse_R).view(num_items, num_slots).to(gate_NK.dtype)
-    return (dx_ND, *grads, dgate_NK)
+    return dx_ND, dw1_EDH, db1_EH, dw2_EHD, db2_ED, dgate_NK
 
 
 def film_ffn(
@@ -154,7 +153,7 @@ def film_ffn_backward(
     dy_ND: Tensor, x_ND: Tensor, w1_DH: Tensor, b1_H: Tensor, w2_HD: Tensor, b2_D: Tensor,
     gamma_EF: Tensor, beta_EF: Tensor, gate_NK: Tensor, index_NK: Tensor, u_NH: Tensor,
     site: str, fuse: str, activation: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, w1, b1, w2, b2, gamma, beta, gate."""
     dy_ND = dy_ND.contiguous()
     single = fuse == "activations"

@@ -40,7 +40,7 @@ def test_the_readmes_command_restores_every_example(restored):
     for name in names:
         before, after = read_picture(EXAMPLES / name), read_picture(restored / name)
         assert before.pixels_HWC.shape == after.pixels_HWC.shape
-        assert psnr(before.pixels_HWC, after.pixels_HWC) < 40, f"{name} came back unchanged"
+        assert psnr(before.pixels_HWC, after.pixels_HWC) < 42, f"{name} came back unchanged"
 
 
 @pytest.mark.slow

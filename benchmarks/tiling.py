@@ -22,11 +22,13 @@ from moevision.imaging.tiling import plan_tiles
 from moevision.tasks.restoration.metrics import psnr
 
 MEMORY = """
-import resource, sys, time, cv2, moevision
+import re, sys, time, cv2, moevision
 photo = cv2.resize(cv2.imread(sys.argv[1])[..., ::-1], (4000, 3000), interpolation=cv2.INTER_CUBIC)
 begun = time.perf_counter()
 moevision.restore(photo, model=sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, round(time.perf_counter() - begun, 1))
+# VmHWM, not ru_maxrss: the latter starts at what the parent process held.
+peak_kb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+print(peak_kb // 1024, round(time.perf_counter() - begun, 1))
 """
 
 

@@ -9,6 +9,8 @@ from moevision.errors import UsageError
 
 from .conftest import make_photo, save
 
+WEIGHTS = MixtureWeights()
+
 
 @pytest.fixture(scope="module")
 def mixture(made_root):
@@ -45,10 +47,10 @@ def test_stored_pictures_stay_untouched(mixture):
 def test_all_sources_turn_up_in_their_shares(mixture):
     _, _, kinds = mixture.batch(np.random.default_rng(0), 400, 16)
     share = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
-    total = 1.2
-    assert share["haze"] == pytest.approx(0.42 / total, abs=0.07)
-    assert share["rain"] == pytest.approx(0.24 / total, abs=0.06)
-    assert share["pairs"] == pytest.approx(0.20 / total, abs=0.06)
+    total = sum(vars(WEIGHTS).values())
+    assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze) / total, abs=0.07)
+    assert share["rain"] == pytest.approx(WEIGHTS.rain / total, abs=0.06)
+    assert share["pairs"] == pytest.approx(WEIGHTS.user_pairs / total, abs=0.06)
     assert {"drops", "snow", "mixture", "clean"} <= set(share)
 
 
@@ -91,7 +93,7 @@ def test_big_photographs_are_stored_smaller(tmp_path):
 def test_a_folder_with_photographs_alone_is_enough(tmp_path):
     save(tmp_path / "clean" / "p.png", make_photo(1, 40, 40))
     mixture = RestorationMixture(tmp_path)
-    assert mixture.shares["haze"] == pytest.approx(0.42)
+    assert mixture.shares["haze"] == pytest.approx(WEIGHTS.haze_pairs + WEIGHTS.haze)
     x, _, kinds = mixture.batch(np.random.default_rng(0), 16, 24)
     assert x.shape == (16, 3, 24, 24)
     assert "pairs" not in kinds

@@ -55,7 +55,7 @@ def problems(draw):
     return make, index, items, dim, hidden, experts, dtype
 
 
-def close(actual, expected, eager, dtype):
+def assert_close_to(actual, expected, eager, dtype):
     """Within the tolerance, or no worse than 1.5 times what plain torch loses in that dtype (cancellation)."""
     size = expected.norm().clamp(min=1e-6)
     error, eager_error = ((y.double() - expected).norm() / size for y in (actual, eager))
@@ -70,7 +70,7 @@ def test_expert_ffn_equals_a_loop_over_items(problem):
     weights = make(experts, dim, hidden), make(experts, hidden), make(experts, hidden, dim), make(experts, dim)
     y = expert_ffn(x, *weights, gate, *plan(index, experts))
     eager = reference.expert_ffn(x, *weights, gate, index, "gelu")
-    close(y, dumb_expert_ffn(*(t.double() for t in (x, *weights, gate)), index), eager, dtype)
+    assert_close_to(y, dumb_expert_ffn(*(t.double() for t in (x, *weights, gate)), index), eager, dtype)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -83,9 +83,9 @@ def test_film_ffn_equals_its_specification(problem, site, fuse):
     y = film_ffn(x, *shared, *film, gate, index, site=site, fuse=fuse)
     eager = reference.film_ffn(x, *shared, *film, gate, index, site, fuse, "gelu")
     arguments = [t.double() for t in (x, *shared, *film, gate)]
-    close(y, reference.film_ffn(*arguments, index, site, fuse, "gelu"), eager, dtype)
+    assert_close_to(y, reference.film_ffn(*arguments, index, site, fuse, "gelu"), eager, dtype)
     if fuse == "outputs":
-        close(y, dumb_film_outputs(*arguments, index, site), eager, dtype)
+        assert_close_to(y, dumb_film_outputs(*arguments, index, site), eager, dtype)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

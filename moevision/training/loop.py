@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up and cosine, gradient clipping, EMA, exact resume, one progress line, CSV.
+"""The training loop: AdamW, warm-up, plateau and cosine, clipping, EMA, exact resume, one progress line, CSV.
 
 A recipe (`tasks/*/train.py`) brings the model, a function from (model, step) to named losses, and a validation
 function; this file knows no task. Batches must be a function of the step number alone, then a resumed run repeats an
@@ -31,6 +31,8 @@ class LoopConfig:
     Attributes:
         steps: length of the run and of the cosine.
         learning_rate, final_learning_rate, warmup_steps: linear warm-up, then cosine.
+        plateau: fraction of the run up to which the peak rate is kept. The state at its end is saved as plateau.pt: a
+            longer run goes on from there without having paid for the cool-down (Haegele et al., NeurIPS 2024).
         weight_decay, betas: AdamW's.
         clip_norm: gradient norm limit, applied after backward.
         ema_decay: of the averaged weights that are validated and shipped.
@@ -42,6 +44,7 @@ class LoopConfig:
     learning_rate: float = 2e-3
     final_learning_rate: float = 1e-6
     warmup_steps: int = 300
+    plateau: float = 0.0
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
@@ -53,12 +56,18 @@ class LoopConfig:
 
 
 def learning_rate_at(step: int, config: LoopConfig) -> float:
-    """Linear warm-up to `learning_rate`, then half a cosine down to `final_learning_rate` at `steps`."""
+    """Linear warm-up to `learning_rate`, plateau, then half a cosine down to `final_learning_rate` at `steps`."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    begin = max(config.warmup_steps, plateau_end(config))
+    progress = max(0.0, (step - begin) / max(1, config.steps - begin))
     span = config.learning_rate - config.final_learning_rate
     return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def plateau_end(config: LoopConfig) -> int:
+    """Step at which the cool-down begins."""
+    return round(config.plateau * config.steps)
 
 
 def fit(
@@ -77,7 +86,7 @@ def fit(
         model: trained in place.
         losses_of: (model, step) -> named loss terms, already weighted; their sum is minimised.
         config: see LoopConfig.
-        out: run folder: checkpoint.pt, log.csv, validation.csv, config.json.
+        out: run folder: checkpoint.pt, plateau.pt, log.csv, validation.csv, config.json.
         validate: (averaged model, step) -> named numbers for validation.csv.
         resume: continue from `out/checkpoint.pt`. `config.steps` may differ from the interrupted run's: the learning
             rate follows the new cosine from there.
@@ -121,6 +130,8 @@ def fit(
             clock, last_step, sums = time.monotonic(), done, {}
         if done % config.checkpoint_every == 0 or done == config.steps:
             _save(checkpoint, model, average, optimizer, done)
+        if done == plateau_end(config):
+            _save(out / "plateau.pt", model, average, optimizer, done)
     return average.module.eval()
 
 

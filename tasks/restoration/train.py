@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 FOURIER_WEIGHT = 1.0
 RESTORATION_WEIGHT = 4.0
 WEATHER_WEIGHT = 0.1
+PLATEAU = 0.6
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Phase:
     batch_size: int
 
 
-PHASES = (Phase(0.0, 96, 8), Phase(0.5, 128, 8), Phase(0.85, 192, 4))
+PHASES = (Phase(0.0, 96, 8), Phase(0.5, 128, 8), Phase(0.8, 192, 4))
 
 
 def phase_at(step: int, steps: int) -> Phase:
@@ -102,7 +103,7 @@ def train(
     mixture = RestorationMixture(data)
     net = _build(preset, start_from, say)
     say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
-    config = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate)
+    config = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, plateau=PLATEAU)
     first = _first_step(out) if resume else 0
     batches = _loader(_Batches(mixture, steps, seed), first, workers)
     validation = {name: list(pairs) for name, pairs in dev_sets(data).items()}

@@ -222,7 +222,7 @@ class RestorationMixture:
         """(degraded, clean) of a photograph; rain and snow now and then from a photographed mask."""
         # Gravity: a turned photograph is fine for drops and for none, not for things that fall or lie on the ground.
         y_HWC = self._photo(rng, crop_px, whole=0.25, turn=kind in ("drops", "clean"))
-        if kind in ("drops", "clean") and rng.random() < 0.4:
+        if kind in ("drops", "clean") and rng.random() < 0.2:
             y_HWC = _dull(rng, y_HWC)
         masks = self.masks.get(kind, [])
         if masks and rng.random() < 0.15:

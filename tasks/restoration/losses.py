@@ -20,13 +20,20 @@ def fourier_error(restored_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     return (torch.view_as_real(difference).square().sum(-1) + 1e-10).sqrt().mean((1, 2, 3))
 
 
-def balanced(error_B: Tensor, knee: float = 0.01) -> Tensor:
-    """knee * mean(log(1 + error / knee)): every picture counts by the share, not the amount, of its error it loses.
+def relative(error_B: Tensor, input_error_B: Tensor, power: float = 0.75, knee: float = 0.03) -> Tensor:
+    """Mean of error / (input error + knee) ** power: what is left of each picture's damage.
 
-    Thick haze has ten times the error of drops or snow; in a plain mean it would be all that is learned. PSNR is a
-    logarithm too. Below the knee (pictures that are nearly right) the error itself counts.
+    Thick haze has ten times the error of drops or snow; in a plain mean (power 0) it is all that is learned, for many
+    thousands of steps. At power 1 a picture with little damage counts so much that leaving everything as it is becomes
+    the best thing to do for a network that cannot yet tell weathers apart. The knee does that for clean pictures.
+
+    Args:
+        error_B: of the restored pictures.
+        input_error_B: of the degraded ones, by the same measure; a constant, without gradient.
+        power: 0 = all errors alike, 1 = shares of the damage alike.
+        knee: damage below which a picture gains no more weight.
     """
-    return knee * torch.log1p(error_B / knee).mean()
+    return (error_B / (input_error_B.detach() + knee) ** power).mean()
 
 
 def weather_loss(logits_BW: Tensor, labels_BW: Tensor) -> Tensor:

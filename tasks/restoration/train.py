@@ -1,7 +1,7 @@
 """The recipe of the all-weather restoration weights, top to bottom.
 
-Data: clean photographs weathered on the fly and real haze pairs (`moevision.datasets.mixture`). Loss: L1 + Fourier L1,
-balanced between pictures, + weather labels + expert balance. Crops grow during the run (Restormer's progressive
+Data: clean photographs weathered on the fly and real haze pairs (`moevision.datasets.mixture`). Loss: L1 + Fourier L1
+relative to the damage done, + weather labels + expert balance. Crops grow during the run (Restormer's progressive
 schedule): small crops first because they are cheap, large ones last because picture-wide statistics need them.
 """
 
@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from moevision.checkpoint import load_model, save_model
 from moevision.datasets.mixture import RestorationMixture, dev_sets
+from moevision.datasets.paired import PixelArray
 from moevision.errors import UsageError, WeightsError
 from moevision.moe import Context
-from moevision.tasks.restoration.losses import balanced, fourier_error, l1_error, weather_loss
+from moevision.tasks.restoration.losses import fourier_error, l1_error, relative, weather_loss
 from moevision.tasks.restoration.metrics import psnr
 from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
 from moevision.training.curves import draw_curves
@@ -30,9 +31,10 @@ from moevision.training.loop import LoopConfig, fit
 
 _LOG = logging.getLogger(__name__)
 FOURIER_WEIGHT = 1.0
-RESTORATION_WEIGHT = 4.0
-WEATHER_WEIGHT = 0.1
-PLATEAU = 0.6
+RESTORATION_WEIGHT = 0.2
+WEATHER_WEIGHT = 0.04
+PLATEAU = 0.5
+DevPictures = list[tuple[PixelArray, PixelArray, str]]  # (degraded, target, name)
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,25 @@ class Phase:
     batch_size: int
 
 
-PHASES = (Phase(0.0, 96, 8), Phase(0.5, 128, 8), Phase(0.8, 192, 4))
+PHASES = (Phase(0.0, 64, 8), Phase(0.35, 96, 8), Phase(0.7, 128, 8), Phase(0.9, 192, 4))
 
 
-def phase_at(step: int, steps: int) -> Phase:
+def phase_at(step: int, steps: int, phases: tuple[Phase, ...] = PHASES) -> Phase:
     """The phase that step belongs to."""
-    return [phase for phase in PHASES if step >= phase.begins * steps][-1]
+    return [phase for phase in phases if step >= phase.begins * steps][-1]
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Batch number -> batch; a function of (seed, step) alone."""
 
-    def __init__(self, mixture: RestorationMixture, steps: int, seed: int) -> None:
-        self.mixture, self.steps, self.seed = mixture, steps, seed
+    def __init__(self, mixture: RestorationMixture, steps: int, seed: int, phases: tuple[Phase, ...]) -> None:
+        self.mixture, self.steps, self.seed, self.phases = mixture, steps, seed, phases
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        phase = phase_at(step, self.steps)
+        phase = phase_at(step, self.steps, self.phases)
         rng = np.random.default_rng((self.seed, step))
         x_BCHW, y_BCHW, kinds = self.mixture.batch(rng, phase.batch_size, phase.crop_px)
         return torch.from_numpy(x_BCHW), torch.from_numpy(y_BCHW), weather_labels(kinds)
@@ -98,25 +100,47 @@ def train(
     Raises:
         UsageError: missing data, unknown preset, unfit run folder. WeightsError: `start_from` cannot be loaded.
     """
-    cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
-    torch.manual_seed(seed)
     mixture = RestorationMixture(data)
+    torch.manual_seed(seed)
     net = _build(preset, start_from, say)
     say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
-    config = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, plateau=PLATEAU)
-    first = _first_step(out) if resume else 0
-    batches = _loader(_Batches(mixture, steps, seed), first, workers)
+    loop = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, plateau=PLATEAU)
     validation = {name: list(pairs) for name, pairs in dev_sets(data).items()}
-    average = fit(
+    average = optimise(net, mixture, loop, out, validation=validation, resume=resume, workers=workers, say=say)
+    return _export(average, out, preset, loop)
+
+
+def optimise(
+    net: RestorationNet, mixture: RestorationMixture, loop: LoopConfig, out: Path, *,
+    phases: tuple[Phase, ...] = PHASES, validation: dict[str, DevPictures] | None = None,
+    resume: bool = False, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+) -> nn.Module:  # fmt: skip
+    """Train any RestorationNet by the recipe; returns a copy with the averaged weights.
+
+    Args:
+        net: trained in place.
+        mixture: the training data.
+        loop: length, seed and schedule.
+        out: run folder (see `training.loop.fit`).
+        phases: crop and batch sizes.
+        validation: sets measured every `loop.validate_every` steps.
+        resume: continue an interrupted run exactly.
+        workers: data processes.
+        say: receives progress lines.
+    """
+    cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
+    first = _first_step(out) if resume else 0
+    batches = _loader(_Batches(mixture, loop.steps, loop.seed, phases), first, workers)
+    sets = validation or {}
+    return fit(
         net,
         lambda model, step: _losses(model, next(batches)),
-        config,
+        loop,
         out,
-        validate=lambda model, step: _validate(model, validation, out),
+        validate=(lambda model, step: _validate(model, sets, out)) if sets else None,
         resume=resume,
         say=say,
     )
-    return _export(average, out, preset, config)
 
 
 def _build(preset: str, start_from: Path | None, say: Callable[[str], None]) -> RestorationNet:
@@ -157,18 +181,19 @@ def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str,
     x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     context = Context()
     restored_BCHW, logits_BW = model(x_BCHW, context)
-    error_B = l1_error(restored_BCHW, y_BCHW) + FOURIER_WEIGHT * fourier_error(restored_BCHW, y_BCHW)
     return {
-        "restoration": RESTORATION_WEIGHT * balanced(error_B),
+        "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW)),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
         "balance": torch.as_tensor(context.auxiliary_loss()),
     }
 
 
+def _error(image_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    return l1_error(image_BCHW, target_BCHW) + FOURIER_WEIGHT * fourier_error(image_BCHW, target_BCHW)
+
+
 @torch.inference_mode()
-def _validate(
-    model: nn.Module, sets: dict[str, list[tuple[np.ndarray, np.ndarray, str]]], out: Path
-) -> dict[str, float]:
+def _validate(model: nn.Module, sets: dict[str, DevPictures], out: Path) -> dict[str, float]:
     """PSNR of each dev set in dB; expert loads go to experts.json."""
     numbers: dict[str, float] = {}
     loads: dict[str, Tensor] = {}
@@ -192,9 +217,9 @@ def _validate(
     return numbers
 
 
-def _export(average: nn.Module, out: Path, preset: str, config: LoopConfig) -> Path:
+def _export(average: nn.Module, out: Path, preset: str, loop: LoopConfig) -> Path:
     path = out / "model.safetensors"
-    training = {"preset": preset, "seed": config.seed, "steps": config.steps, "learning_rate": config.learning_rate}
+    training = {"preset": preset, "seed": loop.seed, "steps": loop.steps, "learning_rate": loop.learning_rate}
     save_model(average, path, task="restoration", training=training)
     draw_curves(out)
     return path

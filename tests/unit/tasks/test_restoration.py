@@ -12,7 +12,7 @@ from moevision.checkpoint import ModelDescriptor
 from moevision.imaging.picture import picture_from_array
 from moevision.moe import Context
 from moevision.tasks.restoration.baselines import dark_channel
-from moevision.tasks.restoration.losses import balanced, fourier_error, l1_error, weather_loss
+from moevision.tasks.restoration.losses import fourier_error, l1_error, relative, weather_loss
 from moevision.tasks.restoration.metrics import luma, psnr, quality, ssim
 from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
 from moevision.tasks.restoration.predict import RestorationTask, statistics_mosaic
@@ -171,12 +171,19 @@ def test_the_fourier_loss_does_not_depend_on_the_crop_size():
     assert float(l1_error(noise, noise)) == 0
 
 
-def test_the_balanced_loss_gives_small_errors_a_larger_share_of_the_gradient():
-    error = torch.tensor([0.3, 0.03, 0.001], requires_grad=True)
-    balanced(error).backward()
-    share = error.grad * error.detach()
-    assert (share[0] / share[1] < 2).item()
-    assert float(balanced(torch.tensor([1e-5]))) == pytest.approx(1e-5, rel=1e-2)
+def test_the_relative_error_weighs_pictures_by_the_damage_done_to_them():
+    damage = torch.tensor([0.3, 0.03, 0.0])
+    error = torch.tensor([0.15, 0.02, 0.001], requires_grad=True)
+    relative(error, damage, power=1.0, knee=0.03).backward()
+    weights = error.grad * 3
+    assert weights.tolist() == pytest.approx([1 / 0.33, 1 / 0.06, 1 / 0.03], rel=1e-5)
+    assert float(relative(error, damage, power=0.0)) == pytest.approx(float(error.mean()))
+
+
+def test_the_damage_is_a_constant_of_the_relative_error():
+    damage = torch.tensor([0.3], requires_grad=True)
+    relative(torch.tensor([0.1], requires_grad=True), damage).backward()
+    assert damage.grad is None
 
 
 def test_unknown_weather_labels_do_not_train():

@@ -10,7 +10,7 @@ from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit, learning_rate_at
 
 
-def run(out, steps, *, resume=False, stop_at=None):
+def run(out, steps, *, resume=False, stop_at=None, plateau=0.0):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
 
@@ -20,7 +20,10 @@ def run(out, steps, *, resume=False, stop_at=None):
         x = torch.randn(8, 3)  # drawn from the seed that the loop sets for this step
         return {"mse": (net(x) - x.sum(1, keepdim=True)).square().mean()}
 
-    config = LoopConfig(steps, learning_rate=0.05, warmup_steps=5, checkpoint_every=10, validate_every=20, log_every=10)
+    config = LoopConfig(
+        steps, learning_rate=0.05, warmup_steps=5, plateau=plateau,
+        checkpoint_every=10, validate_every=20, log_every=10,
+    )  # fmt: skip
     lines = []
     average = fit(
         model, losses_of, config, out, resume=resume, say=lines.append,
@@ -65,6 +68,25 @@ def test_the_learning_rate_warms_up_then_falls_to_its_end():
     assert max(rates) == rates[99] == pytest.approx(1.0)
     assert rates[549] == pytest.approx(0.5, abs=0.01)
     assert rates[-1] < 1e-4
+
+
+def test_the_learning_rate_stays_at_its_peak_on_the_plateau_and_cools_down_after_it():
+    config = LoopConfig(1000, learning_rate=1.0, final_learning_rate=0.0, warmup_steps=100, plateau=0.6)
+    rates = [learning_rate_at(step, config) for step in range(1000)]
+    assert rates[99:601] == [1.0] * 502
+    assert rates[800] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 1e-4
+
+
+def test_a_longer_run_goes_on_from_the_plateau_as_if_it_had_never_cooled_down(tmp_path):
+    short, long = {"plateau": 0.5}, {"plateau": 0.75}
+    run(tmp_path / "short", 40, **short)  # plateau ends at step 20
+    (tmp_path / "longer").mkdir()
+    (tmp_path / "short" / "plateau.pt").rename(tmp_path / "longer" / "checkpoint.pt")
+    continued, _ = run(tmp_path / "longer", 80, resume=True, **long)
+    unbroken, _ = run(tmp_path / "unbroken", 80, **long)
+    for a, b in zip(continued.parameters(), unbroken.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(tmp_path):

@@ -34,7 +34,7 @@ FOURIER_WEIGHT = 1.0
 RESTORATION_WEIGHT = 0.2
 WEATHER_WEIGHT = 0.04
 PLATEAU = 0.3
-LOSS_POWER, LOSS_POWER_RISE = 0.5, 0.3
+LOSS_POWER, LOSS_POWER_RISE = 0.75, 0.3
 DevPictures = list[tuple[PixelArray, PixelArray, str]]  # (degraded, target, name)
 
 

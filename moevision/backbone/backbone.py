@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moevision.backbone.blocks import AttentionBlock, ConvBlock
+from moevision.backbone.blocks import AttentionBlock, GatedConvBlock
 from moevision.backbone.config import BackboneConfig
 from moevision.moe import Context
 
@@ -25,9 +25,9 @@ class MoEBackbone(nn.Module):
         self.config = config
         c2, c4, c8 = config.stage_channels
         self.stem = nn.Conv2d(4 * config.in_channels, c2, 3, padding=1)
-        self.stage2 = nn.Sequential(*(ConvBlock(c2) for _ in range(config.conv_blocks[0])))
+        self.stage2 = nn.ModuleList(GatedConvBlock(f"{name}stage2.{i}", c2) for i in range(config.conv_blocks[0]))
         self.down4 = nn.Conv2d(c2, c4, 2, stride=2)
-        self.stage4 = nn.Sequential(*(ConvBlock(c4) for _ in range(config.conv_blocks[1])))
+        self.stage4 = nn.ModuleList(GatedConvBlock(f"{name}stage4.{i}", c4) for i in range(config.conv_blocks[1]))
         self.down8 = nn.Conv2d(c4, c8, 2, stride=2)
         blocks = range(config.attention_blocks)
         self.stage8 = nn.ModuleList(AttentionBlock(f"{name}stage8.{i}", c8, config) for i in blocks)
@@ -47,14 +47,15 @@ class MoEBackbone(nn.Module):
         """
         context = context if context is not None else Context()
         x = F.pixel_unshuffle(pad_to_stride(x_BCHW), 2)
-        x2 = self.stage2(self.stem(x))
-        x4 = self.stage4(self.down4(x2))
-        x8 = self.down8(x4)
-        if add8 is not None:
-            x8 = x8 + add8(x8)
-        for block in self.stage8:
-            x8 = block(x8, context)
-        return [x2, x4, x8]
+        features = []
+        for enter, stage in ((self.stem, self.stage2), (self.down4, self.stage4), (self.down8, self.stage8)):
+            x = enter(x)
+            if add8 is not None and enter is self.down8:
+                x = x + add8(x)
+            for block in stage:
+                x = block(x, context)
+            features.append(x)
+        return features
 
 
 def pad_to_stride(x_BCHW: Tensor, stride: int = STRIDE) -> Tensor:

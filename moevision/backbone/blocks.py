@@ -1,10 +1,8 @@
 """Blocks of the backbone. Feature maps are (B, C, H, W) in channels-last memory: C is contiguous, a pixel is a token.
 
-Sources: inverted residuals after MobileNetV2 (CVPR 2018), transposed attention after Restormer (Zamir et al., CVPR
-2022), FFNs as MoE layers after MoFME (AAAI 2024).
+Sources: gated convolution block after NAFNet (Chen et al., ECCV 2022), transposed attention after Restormer (Zamir et
+al., CVPR 2022), FFNs as MoE layers after MoFME (AAAI 2024).
 """
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,34 +45,30 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
 
 
-class ConvBlock(nn.Module):
-    """x + pointwise, depthwise 3x3, GELU, pointwise: the inverted residual of MobileNetV2 (Sandler et al., CVPR 2018).
+class GatedConvBlock(nn.Module):
+    """x + conv part, then x + pointwise part, both gated by multiplication (no activation function).
 
-    Normalised once, over the batch: evaluated, that is a constant scale and shift, so the block looks at nothing
-    but its surroundings, and tiles of one picture agree.
+    The channel gate is an image-level statistic: it is measured from the whole picture, or taken frozen from the
+    Context so that tiles of one picture agree.
     """
 
-    def __init__(self, channels: int, expansion: int = 2) -> None:
+    def __init__(self, name: str, channels: int) -> None:
         super().__init__()
-        inner = expansion * channels
-        self.norm = nn.BatchNorm2d(channels, momentum=0.02)  # batches are small: the average needs many of them
-        self.expand = nn.Conv2d(channels, inner, 1)
-        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.project = nn.Conv2d(inner, channels, 1)
+        self.name = name
+        self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
+        self.expand1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.channel_gate = nn.Conv2d(channels, channels, 1)
+        self.project1 = nn.Conv2d(channels, channels, 1)
+        self.expand2 = nn.Conv2d(channels, 2 * channels, 1)
+        self.project2 = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
         """Same shape out."""
-        return x_BCHW + self.project(F.gelu(self.depthwise(self._normalise_and_expand(x_BCHW))))
-
-    def _normalise_and_expand(self, x_BCHW: Tensor) -> Tensor:
-        if self.training:
-            return self.expand(self.norm(x_BCHW))
-        # Evaluated, the norm is a scale and a shift per channel: put into the next weights, it costs no pass over x.
-        mean_C, variance_C = cast("Tensor", self.norm.running_mean), cast("Tensor", self.norm.running_var)
-        scale_C = self.norm.weight * (variance_C + self.norm.eps).rsqrt()
-        shift_C = self.norm.bias - mean_C * scale_C
-        weight_OI11 = self.expand.weight * scale_C[:, None, None]
-        return F.conv2d(x_BCHW, weight_OI11, cast("Tensor", self.expand.bias) + self.expand.weight[..., 0, 0] @ shift_C)
+        y = _gate(self.depthwise(self.expand1(self.norm1(x_BCHW))))
+        gate_BC11 = context.statistic(self.name, lambda: self.channel_gate(y.mean((2, 3), keepdim=True)))
+        x_BCHW = x_BCHW + self.project1(y * gate_BC11)
+        return x_BCHW + self.project2(_gate(self.expand2(self.norm2(x_BCHW))))
 
 
 class TransposedAttention(nn.Module):
@@ -184,3 +178,8 @@ def _bank(dim: int, hidden: int, config: MoEConfig) -> ExpertBank:
     if config.experts == "film-linear":
         return LinearFiLMExperts(config.num_experts, dim, hidden)
     return FiLMExperts(config.num_experts, dim, hidden, site=config.site, fuse=config.fuse)
+
+
+def _gate(x_BCHW: Tensor) -> Tensor:
+    first, second = x_BCHW.chunk(2, dim=1)
+    return first * second

@@ -43,7 +43,7 @@ class BackboneConfig:
     Attributes:
         in_channels: channels of the input picture.
         width: channels C at stride 2; 2 C at stride 4, 4 C at stride 8.
-        conv_blocks: inverted residual blocks at strides 2 and 4.
+        conv_blocks: gated convolution blocks at strides 2 and 4.
         attention_blocks: attention + MoE blocks at stride 8.
         mixer: "transposed" (attention between channels, linear cost) or "attention" (softmax between positions).
         heads: attention heads.

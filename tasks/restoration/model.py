@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moevision.backbone import BackboneConfig, MoEBackbone
-from moevision.backbone.blocks import ConvBlock
+from moevision.backbone.blocks import GatedConvBlock
 from moevision.backbone.config import MoEConfig, backbone_base, backbone_small, backbone_test, backbone_tiny
 from moevision.moe import Context, Window
 from moevision.tasks.restoration.scene import SCENE_CHANNELS, SceneBranch
@@ -66,9 +66,9 @@ class RestorationNet(nn.Module):
         self.backbone = MoEBackbone(config.backbone)
         c2, c4, c8 = config.backbone.stage_channels
         self.up4 = nn.Conv2d(c8, 4 * c4, 1)
-        self.decoder4 = nn.Sequential(*(ConvBlock(c4) for _ in range(config.decoder_blocks[0])))
+        self.decoder4 = nn.ModuleList(GatedConvBlock(f"decoder4.{i}", c4) for i in range(config.decoder_blocks[0]))
         self.up2 = nn.Conv2d(c4, 4 * c2, 1)
-        self.decoder2 = nn.Sequential(*(ConvBlock(c2) for _ in range(config.decoder_blocks[1])))
+        self.decoder2 = nn.ModuleList(GatedConvBlock(f"decoder2.{i}", c2) for i in range(config.decoder_blocks[1]))
         self.head = nn.Conv2d(c2, 4 * 2 * config.backbone.in_channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast("Tensor", self.head.bias))
@@ -89,8 +89,12 @@ class RestorationNet(nn.Module):
         height, width = x_BCHW.shape[-2:]
         skip2, skip4, x8 = self.backbone(x_BCHW, context, self._scene_reader(x_BCHW, context))
         pooled_BC = context.statistic("weather", lambda: x8.mean((2, 3)))
-        x = self.decoder4(skip4 + F.pixel_shuffle(self.up4(x8), 2))
-        x = self.decoder2(skip2 + F.pixel_shuffle(self.up2(x), 2))
+        x = skip4 + F.pixel_shuffle(self.up4(x8), 2)
+        for block in self.decoder4:
+            x = block(x, context)
+        x = skip2 + F.pixel_shuffle(self.up2(x), 2)
+        for block in self.decoder2:
+            x = block(x, context)
         gain_bias = F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
         gain, bias = gain_bias.chunk(2, dim=1)
         return torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1), self.weather(pooled_BC)

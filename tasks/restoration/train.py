@@ -33,8 +33,7 @@ _LOG = logging.getLogger(__name__)
 FOURIER_WEIGHT = 1.0
 RESTORATION_WEIGHT = 0.2
 WEATHER_WEIGHT = 0.04
-PLATEAU = 0.3
-LOSS_POWER, LOSS_POWER_RISE = 0.75, 0.3
+PLATEAU = 0.5
 DevPictures = list[tuple[PixelArray, PixelArray, str]]  # (degraded, target, name)
 
 
@@ -53,15 +52,6 @@ PHASES = (Phase(0.0, 64, 8), Phase(0.35, 96, 8), Phase(0.7, 128, 8), Phase(0.9, 
 def phase_at(step: int, steps: int, phases: tuple[Phase, ...] = PHASES) -> Phase:
     """The phase that step belongs to."""
     return [phase for phase in phases if step >= phase.begins * steps][-1]
-
-
-def loss_power(step: int, steps: int) -> float:
-    """Power of `losses.relative`: 0 first, then rising to LOSS_POWER.
-
-    Plain L1 teaches a network quickly to see haze, at the cost of the small damages; the other way round, asked from
-    the start to do harm to none, it stays at the identity for thousands of steps.
-    """
-    return LOSS_POWER * min(1.0, step / (LOSS_POWER_RISE * steps))
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -144,7 +134,7 @@ def optimise(
     sets = validation or {}
     return fit(
         net,
-        lambda model, step: _losses(model, next(batches), loss_power(step, loop.steps)),
+        lambda model, step: _losses(model, next(batches)),
         loop,
         out,
         validate=(lambda model, step: _validate(model, sets, out)) if sets else None,
@@ -186,13 +176,13 @@ def _loader(batches: _Batches, first: int, workers: int) -> Iterator[tuple[Tenso
     )
 
 
-def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], power: float) -> dict[str, Tensor]:
+def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
     x_BCHW, y_BCHW, labels_BW = batch
     x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     context = Context()
     restored_BCHW, logits_BW = model(x_BCHW, context)
     return {
-        "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW), power),
+        "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW)),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
         "balance": torch.as_tensor(context.auxiliary_loss()),
     }

@@ -26,7 +26,7 @@ def restoration(
     preset: Annotated[str, typer.Option("--preset", help="Size and recipe of the model.")] = "small",
     seed: common.Seed = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Length of the run.")] = 60_000,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0, help="Peak of the schedule.")] = 2e-3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0, help="Peak of the schedule.")] = 3e-4,
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Weights to begin with; parts they lack start anew.")
     ] = None,

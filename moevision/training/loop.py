@@ -41,7 +41,7 @@ class LoopConfig:
     """
 
     steps: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-4
     final_learning_rate: float = 1e-6
     warmup_steps: int = 300
     plateau: float = 0.0

@@ -20,7 +20,7 @@ def fourier_error(restored_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     return (torch.view_as_real(difference).square().sum(-1) + 1e-10).sqrt().mean((1, 2, 3))
 
 
-def relative(error_B: Tensor, input_error_B: Tensor, power: float = 0.75, knee: float = 0.03) -> Tensor:
+def relative(error_B: Tensor, input_error_B: Tensor, power: float, knee: float = 0.03) -> Tensor:
     """Mean of error / (input error + knee) ** power: what is left of each picture's damage.
 
     Thick haze has ten times the error of drops or snow; in a plain mean (power 0) it is all that is learned, for many

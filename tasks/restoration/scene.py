@@ -14,8 +14,8 @@ from moevision.backbone import BackboneConfig, MoEBackbone
 from moevision.backbone.backbone import STRIDE
 from moevision.moe import Context, Window
 
-THUMBNAIL_PX = 64
-# Thumbnail, and its darkest value per channel in windows of 7 and 19 px: the statistic of the dark-channel prior.
+THUMBNAIL_PX = 96
+# Thumbnail, and its darkest value per channel in windows of 7 and 31 px: the statistic of the dark-channel prior.
 SCENE_CHANNELS = 9
 
 
@@ -61,8 +61,8 @@ def scene_inputs(picture_BCHW: Tensor) -> Tensor:
     size = [max(STRIDE, round(side * THUMBNAIL_PX / longer / STRIDE) * STRIDE) for side in (height, width)]
     thumbnail = F.interpolate(picture_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
     dark7 = _minimum7(thumbnail, dilation=1)
-    dark19 = _minimum7(dark7, dilation=2)
-    return torch.cat([thumbnail, dark7, dark19], dim=1).contiguous(memory_format=torch.channels_last)
+    dark31 = _minimum7(dark7, dilation=4)
+    return torch.cat([thumbnail, dark7, dark31], dim=1).contiguous(memory_format=torch.channels_last)
 
 
 def _minimum7(x_BCHW: Tensor, dilation: int) -> Tensor:

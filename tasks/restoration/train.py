@@ -34,6 +34,7 @@ FOURIER_WEIGHT = 1.0
 RESTORATION_WEIGHT = 0.2
 WEATHER_WEIGHT = 0.04
 PLATEAU = 0.5
+LOSS_POWER = 0.5
 DevPictures = list[tuple[PixelArray, PixelArray, str]]  # (degraded, target, name)
 
 
@@ -80,7 +81,7 @@ def weather_labels(kinds: list[str]) -> Tensor:
 
 def train(
     data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 60_000,
-    resume: bool = False, learning_rate: float = 2e-3, workers: int = 1, start_from: Path | None = None,
+    resume: bool = False, learning_rate: float = 3e-4, workers: int = 1, start_from: Path | None = None,
     say: Callable[[str], None] = _LOG.info,
 ) -> Path:  # fmt: skip
     """Train and write `out/model.safetensors`; returns its path.
@@ -182,7 +183,7 @@ def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str,
     context = Context()
     restored_BCHW, logits_BW = model(x_BCHW, context)
     return {
-        "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW)),
+        "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW), LOSS_POWER),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
         "balance": torch.as_tensor(context.auxiliary_loss()),
     }

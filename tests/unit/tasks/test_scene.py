@@ -33,11 +33,11 @@ def test_inputs_have_a_bounded_size_in_multiples_of_8_for_any_picture(height, wi
     assert inputs.isfinite().all()
 
 
-def test_the_dark_channels_are_minima_over_windows_of_7_and_19():
+def test_the_dark_channels_are_minima_over_windows_of_7_and_31():
     picture = torch.rand(1, 3, THUMBNAIL_PX, THUMBNAIL_PX)
-    thumbnail, dark7, dark19 = scene_inputs(picture).chunk(3, dim=1)
+    thumbnail, dark7, dark31 = scene_inputs(picture).chunk(3, dim=1)
     torch.testing.assert_close(thumbnail, picture)
-    for dark, window in ((dark7, 7), (dark19, 19)):
+    for dark, window in ((dark7, 7), (dark31, 31)):
         expected = -torch.nn.functional.max_pool2d(-picture, window, stride=1, padding=window // 2)
         torch.testing.assert_close(dark, expected)
 

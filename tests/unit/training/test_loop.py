@@ -27,7 +27,7 @@ def run(out, steps, *, resume=False, stop_at=None, plateau=0.0):
     lines = []
     average = fit(
         model, losses_of, config, out, resume=resume, say=lines.append,
-        validate=lambda net, step: {"distance": float((net.weight - 1).abs().max())},
+        validate=lambda net, step: {"distance": (net.weight - 1).abs().max().item()},
     )  # fmt: skip
     return average, lines
 

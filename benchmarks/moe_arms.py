@@ -12,7 +12,6 @@ it, since a bootstrap over pictures does not see what another seed would change.
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from moevision.backbone.config import BackboneConfig, MoEConfig
+from moevision.backbone.config import MoEConfig
 from moevision.datasets.mixture import RestorationMixture, dev_sets, synthetic_dev
 from moevision.tasks.restoration.metrics import psnr
-from moevision.tasks.restoration.model import PRESETS, RestorationConfig, RestorationNet
+from moevision.tasks.restoration.model import PRESETS, RestorationNet
 from moevision.tasks.restoration.train import Phase, optimise
 from moevision.training.loop import LoopConfig
 
@@ -38,16 +37,6 @@ REFERENCE = next(iter(ARMS))
 KINDS = ("rain", "drops", "snow", "haze")
 RESAMPLES = 10_000
 Pictures = list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
-
-
-def with_moe(config: RestorationConfig, moe: MoEConfig) -> RestorationConfig:
-    """The configuration with another feed-forward part, in the scene branch too (there with its own expert count)."""
-
-    def exchange(backbone: BackboneConfig) -> BackboneConfig:
-        return replace(backbone, moe=replace(moe, num_experts=backbone.moe.num_experts, k=backbone.moe.k))
-
-    scene = exchange(config.scene) if config.scene is not None else None
-    return replace(config, backbone=exchange(config.backbone), scene=scene)
 
 
 def held_out(root: Path, longest_px: int) -> dict[str, Pictures]:
@@ -79,7 +68,7 @@ def train_arm(
 ) -> tuple[nn.Module, dict[str, float]]:
     """The averaged network of one short run, its size and its cost."""
     torch.manual_seed(seed)
-    net = RestorationNet(with_moe(PRESETS[options.preset](), ARMS[arm]))
+    net = RestorationNet(PRESETS[options.preset]().with_moe(ARMS[arm]))
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loop = LoopConfig(options.steps, seed=seed, warmup_steps=100, ema_decay=0.99, log_every=200)
     phases = (Phase(0.0, options.crop_px, options.batch_size),)

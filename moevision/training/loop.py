@@ -95,13 +95,7 @@ def fit(
     Raises:
         UsageError: the folder holds a run and `resume` is off, or the reverse; a loss became NaN.
     """
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() != resume:
-        raise UsageError(
-            f"{out}: " + ("holds a run; add --resume or choose another folder" if not resume else "no run to resume")
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    checkpoint = _open_run(out, config, resume)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
@@ -133,6 +127,17 @@ def fit(
         if done == plateau_end(config):
             _save(out / "plateau.pt", model, average, optimizer, done)
     return average.module.eval()
+
+
+def _open_run(out: Path, config: LoopConfig, resume: bool) -> Path:
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() != resume:
+        raise UsageError(
+            f"{out}: " + ("holds a run; add --resume or choose another folder" if not resume else "no run to resume")
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    return checkpoint
 
 
 def _step(

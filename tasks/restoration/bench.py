@@ -162,13 +162,9 @@ def _measure_small(
     result: dict[str, Any], experts: int, k: int, device: torch.device, repeats: int, side_px: int
 ) -> None:
     config = PRESETS["small"]()
-    nets: dict[str, nn.Module] = {}
-    for name, moe in arm_configs(experts, k).items():
-        scene = config.scene
-        if scene is not None:  # it keeps its own number of experts
-            own = replace(moe, num_experts=scene.moe.num_experts, k=scene.moe.k)
-            scene = replace(scene, moe=own)
-        nets[name] = RestorationNet(replace(config, backbone=replace(config.backbone, moe=moe), scene=scene))
+    nets: dict[str, nn.Module] = {
+        name: RestorationNet(config.with_moe(moe)) for name, moe in arm_configs(experts, k).items()
+    }
     _compare(result, "small.", nets, torch.rand(1, 3, side_px, side_px), device, repeats)
 
 

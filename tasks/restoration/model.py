@@ -8,7 +8,7 @@ training starts.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -41,6 +41,13 @@ class RestorationConfig:
         """Inverse of `to_dict`. Raises TypeError or KeyError for unknown or missing fields."""
         scene = None if fields["scene"] is None else BackboneConfig.from_dict(fields["scene"])
         return RestorationConfig(BackboneConfig.from_dict(fields["backbone"]), tuple(fields["decoder_blocks"]), scene)
+
+    def with_moe(self, moe: MoEConfig) -> "RestorationConfig":
+        """The same network with another feed-forward part; the scene branch keeps its own number of experts."""
+        scene = self.scene
+        if scene is not None:
+            scene = replace(scene, moe=replace(moe, num_experts=scene.moe.num_experts, k=scene.moe.k))
+        return replace(self, backbone=replace(self.backbone, moe=moe), scene=scene)
 
 
 def scene_backbone(width: int = 16, attention_blocks: int = 3, num_experts: int = 8, k: int = 2) -> BackboneConfig:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moevision.backbone import MoEConfig
 from moevision.checkpoint import ModelDescriptor
 from moevision.imaging.picture import picture_from_array
 from moevision.moe import Context
@@ -69,6 +70,14 @@ def test_every_parameter_learns():
 def test_presets_survive_the_weights_header(preset):
     config = PRESETS[preset]()
     assert RestorationConfig.from_dict(config.to_dict()) == config
+
+
+def test_another_feed_forward_part_leaves_the_scene_branch_its_own_number_of_experts():
+    config = PRESETS["small"]().with_moe(MoEConfig(experts="ffn", scorer="linear", num_experts=6, k=3))
+    assert (config.backbone.moe.experts, config.backbone.moe.num_experts, config.backbone.moe.k) == ("ffn", 6, 3)
+    before = PRESETS["small"]().scene.moe
+    after = config.scene.moe
+    assert (after.experts, after.num_experts, after.k) == ("ffn", before.num_experts, before.k)
 
 
 def test_the_small_preset_keeps_within_two_million_parameters():

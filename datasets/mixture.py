@@ -108,6 +108,11 @@ def _dull(rng: np.random.Generator, y_HWC: ImageArray) -> ImageArray:
     return level + contrast * (y_HWC - level)
 
 
+def _visible(rng: np.random.Generator) -> float:
+    """Severity of a weathered photograph: seldom too mild to be seen, since such samples teach next to nothing."""
+    return float(rng.uniform(0.3, 1.0) if rng.random() < 0.85 else rng.uniform(0.0, 0.3))
+
+
 class RestorationMixture:
     """Endless random training samples from a data root with `clean/` and, all optional, `weather/` and `pairs/NAME/`.
 
@@ -228,7 +233,8 @@ class RestorationMixture:
         if masks and rng.random() < 0.15:
             mask_HW = masks[int(rng.integers(len(masks)))]
             return weather.add_mask(y_HWC, rng, mask_HW), y_HWC
-        return weather.degrade(y_HWC, kind, rng), y_HWC
+        strength = None if kind == "mixture" else _visible(rng)  # the parts of a mixture are drawn one by one
+        return weather.degrade(y_HWC, kind, rng, strength=strength), y_HWC
 
     def sample(self, rng: np.random.Generator, source: str, crop_px: int) -> tuple[ImageArray, ImageArray]:
         """(degraded, clean), HWC float32 in [0, 1], of one source: a field name of `MixtureWeights`."""
@@ -244,6 +250,12 @@ class RestorationMixture:
             x_HWC = weather.add_jpeg(x_HWC, rng)
         return x_HWC, y_HWC
 
+    def _stratified(self, rng: np.random.Generator, count: int) -> list[str]:
+        """Sources in the right shares within every batch, as far as it has room: gradients vary less than by chance."""
+        ends = np.cumsum(list(self.shares.values()))
+        points = (rng.permutation(count) + rng.random()) / count * ends[-1]
+        return [list(self.shares)[source] for source in np.searchsorted(ends, points)]
+
     def batch(
         self, rng: np.random.Generator, batch_size: int, crop_px: int
     ) -> tuple[ImageArray, ImageArray, list[str]]:
@@ -253,12 +265,11 @@ class RestorationMixture:
         """
         x_BCHW = np.empty((batch_size, 3, crop_px, crop_px), np.float32)
         y_BCHW = np.empty_like(x_BCHW)
-        names, chances = list(self.shares), list(self.shares.values())
         kinds = []
-        for i, source in enumerate(rng.choice(len(names), size=batch_size, p=chances)):
-            x_HWC, y_HWC = self.sample(rng, names[source], crop_px)
+        for i, source in enumerate(self._stratified(rng, batch_size)):
+            x_HWC, y_HWC = self.sample(rng, source, crop_px)
             x_BCHW[i], y_BCHW[i] = x_HWC.transpose(2, 0, 1), y_HWC.transpose(2, 0, 1)
-            kinds.append({"haze_pairs": "haze", "user_pairs": "pairs"}.get(names[source], names[source]))
+            kinds.append({"haze_pairs": "haze", "user_pairs": "pairs"}.get(source, source))
         return x_BCHW, y_BCHW, kinds
 
 

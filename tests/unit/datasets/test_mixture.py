@@ -79,6 +79,16 @@ def test_pairs_stay_aligned(made_root):
         )
 
 
+@pytest.mark.parametrize("count", [3, 8, 25])
+def test_every_batch_holds_each_weather_in_its_share_as_far_as_it_has_room(mixture, count):
+    rng = np.random.default_rng(0)
+    batches = [mixture.batch(rng, count, 16)[2] for _ in range(60)]
+    for kind in ("rain", "drops", "snow"):
+        counts = np.array([kinds.count(kind) for kinds in batches])
+        assert (np.abs(counts - mixture.shares[kind] * count) < 1).all()
+        assert counts.mean() == pytest.approx(mixture.shares[kind] * count, abs=0.2)
+
+
 def test_dev_and_test_and_real_folders_are_never_trained_on(tmp_path):
     for name in ("mine", "mine/kodak12_dev", "set_test", "real_rain", "x_dev/deeper"):
         save(tmp_path / "clean" / name / "p.png", make_photo(1, 16, 16))

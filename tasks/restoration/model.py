@@ -86,15 +86,17 @@ class RestorationNet(nn.Module):
         """Restore.
 
         Args:
-            x_BCHW: RGB in [0, 1], any H, W >= 1.
+            x_BCHW: RGB in [0, 1], any H, W >= 1, in float32 also where the weights are not.
             context: receives routing, losses and statistics; frozen statistics in it are used as they are.
 
         Returns:
-            restored (B, C, H, W), not clamped, and weather logits (B, 4) in the order of WEATHERS.
+            restored (B, C, H, W) of the input's float type, not clamped, and weather logits (B, 4) in the order of
+            WEATHERS.
         """
         context = context if context is not None else Context()
         height, width = x_BCHW.shape[-2:]
-        skip2, skip4, x8 = self.backbone(x_BCHW, context, self._scene_reader(x_BCHW, context))
+        features = x_BCHW.to(self.head.weight.dtype)
+        skip2, skip4, x8 = self.backbone(features, context, self._scene_reader(x_BCHW, context))
         pooled_BC = context.statistic("weather", lambda: x8.mean((2, 3)))
         x = skip4 + F.pixel_shuffle(self.up4(x8), 2)
         for block in self.decoder4:
@@ -103,7 +105,8 @@ class RestorationNet(nn.Module):
         for block in self.decoder2:
             x = block(x, context)
         gain_bias = F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
-        gain, bias = gain_bias.chunk(2, dim=1)
+        # bf16 has 8 bits: enough for gain and bias, not for the picture.
+        gain, bias = gain_bias.to(x_BCHW.dtype).chunk(2, dim=1)
         return torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1), self.weather(pooled_BC)
 
     def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:

@@ -99,7 +99,7 @@ class RestorationTask:
 
     def _to_tensor(self, image_HWC: np.ndarray) -> Tensor:
         # HWC memory seen as BCHW is exactly torch's channels-last layout: no copy.
-        return torch.from_numpy(image_HWC).permute(2, 0, 1)[None].to(device=self.device, dtype=self.dtype)
+        return torch.from_numpy(image_HWC).permute(2, 0, 1)[None].to(self.device)
 
     def _weather(self, context: Context) -> dict[str, JSON]:
         probability_W = self.model.weather(context.statistics["weather"])[0].float().sigmoid().tolist()

@@ -38,7 +38,7 @@ class SceneBranch(nn.Module):
 
     def measure(self, picture_BCHW: Tensor, context: Context) -> Tensor:
         """The map (B, out_channels, h, w) of whole pictures of any size, RGB in [0, 1]."""
-        return self.project(self.backbone(scene_inputs(picture_BCHW), context)[-1])
+        return self.project(self.backbone(scene_inputs(picture_BCHW).to(self.project.weight.dtype), context)[-1])
 
     def read(self, map_BChw: Tensor, x8_BCHW: Tensor, window: Window) -> Tensor:
         """The map at the stride-8 cells of a tile: same shape as the tile's features `x8_BCHW`."""
@@ -47,8 +47,9 @@ class SceneBranch(nn.Module):
         x_W = _cell_positions(window.left_px, width, window.picture_width_px, map_BChw)
         grid_HW2 = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1)
         grid_BHW2 = grid_HW2.expand(map_BChw.shape[0], -1, -1, -1)
+        map_BChw = map_BChw.to(grid_BHW2.dtype)
         read_BCHW = F.grid_sample(map_BChw, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
-        return read_BCHW.expand(x8_BCHW.shape[0], -1, -1, -1)
+        return read_BCHW.to(x8_BCHW.dtype).expand(x8_BCHW.shape[0], -1, -1, -1)
 
 
 def scene_inputs(picture_BCHW: Tensor) -> Tensor:
@@ -78,5 +79,7 @@ def _minimum7(x_BCHW: Tensor, dilation: int) -> Tensor:
 
 def _cell_positions(first_px: int, cells: int, length_px: int, like: Tensor) -> Tensor:
     # Centres of the stride-8 cells in grid_sample's coordinates, where -1 and 1 are the picture's edges.
-    centres_px = first_px + STRIDE * (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5)
+    # At least float32: bf16 cannot tell neighbouring cells of a large picture apart.
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    centres_px = first_px + STRIDE * (torch.arange(cells, device=like.device, dtype=dtype) + 0.5)
     return centres_px * (2 / length_px) - 1

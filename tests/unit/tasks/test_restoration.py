@@ -101,6 +101,16 @@ def test_strength_mixes_linearly_between_input_and_output():
     assert np.abs(half - (untouched + full) / 2).max() <= 1
 
 
+def test_bf16_keeps_what_a_16_bit_picture_has_and_tiles_agree():
+    ramp = np.linspace(20_000, 50_000, 900, dtype=np.uint16)
+    picture = picture_from_array(np.broadcast_to(ramp[:, None, None], (900, 800, 3)).copy())
+    coarse = [task(dtype=torch.bfloat16, tile_px=px)((picture,)).picture.pixels_HWC for px in (0, 384)]
+    fine = task(tile_px=0)((picture,)).picture.pixels_HWC
+    assert psnr((coarse[0] // 257).astype(np.uint8), (fine // 257).astype(np.uint8)) > 45
+    assert psnr((coarse[0] // 257).astype(np.uint8), (coarse[1] // 257).astype(np.uint8)) > 50
+    assert len(np.unique(coarse[0])) > 5 * 256
+
+
 def test_tiles_of_a_large_picture_agree_with_the_whole_of_it():
     # Smooth content as in photographs; the statistics come from one mosaic, so only the receptive field can differ.
     rng = np.random.default_rng(0)

@@ -45,8 +45,7 @@ def restore(
     """Restore photographs taken in rain, raindrops, snow or haze.
 
     Inputs are never changed, and outputs appear whole or not at all. One bad file does not stop the others; the exit
-    code then is 3.
-    Results (the output paths) go to stdout, everything else to stderr.
+    code then is 3. Results (the output paths) go to stdout, everything else to stderr.
     """
     from moevision.cli.batch import BatchOptions, run_batch
 
@@ -79,8 +78,7 @@ def restore(
 
         return restoration_task(model=model, device=device, precision=precision, tile_px=tile_px, strength=strength)
 
-    code = run_batch("restore", inputs, options, settings, make_task)
-    if code:
+    if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)
 
 

@@ -36,7 +36,7 @@ class RestorationTask:
         self, descriptor: ModelDescriptor, *, device: torch.device, dtype: torch.dtype = torch.float32,
         tile_px: int | None = None, strength: float = 1.0,
     ) -> None:  # fmt: skip
-        self.descriptor, self.device, self.dtype = descriptor, device, dtype
+        self.descriptor, self.device = descriptor, device
         self.model = cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
         self.tile_px, self.strength = tile_px, strength
 

@@ -34,6 +34,8 @@ def entry_of(source: Path, name: str, evaluations: list[Path], command: str, dat
     metrics = {}
     for path in evaluations:
         result = json.loads(path.read_text())
+        if result["weather"] is not None:
+            raise SystemExit(f"{path}: the model was told the weather; a card shows what it does unasked")
         metrics[path.stem] = {"n": result["n"], **result["metrics"]}
     return {
         "name": name,

@@ -4,7 +4,7 @@
 
 ROOT is laid out like the training data: `weather/*_dev` pairs and `clean/kodak12_dev` photographs, which are weathered
 with fixed seeds (`moevision datasets synthesize --seed 2026`). Every row is `moevision evaluate restoration` on one
-folder.
+folder; with --told it is told the folder's weather, and the files are named NAME-told.json and table-told.md.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from moevision.api import restoration_task
 from moevision.datasets.synthesize import write_pairs
 from moevision.tasks.restoration.evaluate import evaluate
 
-RECORDED = ("sots_indoor_haze_dev", "rainstreak_sirr10_dev", "raindrop_2pairs_dev")
+# Set -> what a user who is asked would answer.
+RECORDED = {"sots_indoor_haze_dev": "haze", "rainstreak_sirr10_dev": "rain", "raindrop_2pairs_dev": "drops"}
 SYNTHETIC = ("rain", "drops", "snow", "haze", "clean")
 
 
@@ -36,20 +37,24 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--told", action="store_true", help="tell the model each set's weather, as --weather does")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    task = restoration_task(model=options.model)
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {name: options.data / "weather" / name for name in RECORDED}
+        folders = {name: (options.data / "weather" / name, weather) for name, weather in RECORDED.items()}
         for kind in SYNTHETIC:
-            folders[f"kodak12_{kind}_dev"] = Path(scratch) / kind
+            folders[f"kodak12_{kind}_dev"] = Path(scratch) / kind, kind
             write_pairs(options.data / "clean" / "kodak12_dev", Path(scratch) / kind, kind)
-        for name, folder in folders.items():
+        mark = "-told" if options.told else ""
+        for name, (folder, weather) in folders.items():
+            if options.told and weather == "clean":
+                continue  # told that there is nothing, the model returns the input: not a measurement
+            task = restoration_task(model=options.model, weather=[weather] if options.told else None)
             results[name] = {**evaluate(folder, task), "data": name}
-            (options.out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
+            (options.out / f"{name}{mark}.json").write_text(json.dumps(results[name], indent=1) + "\n")
             print(name, {key: results[name]["metrics"][key] for key in ("psnr", "ssim")}, flush=True)
-    (options.out / "table.md").write_text(table(results))
+    (options.out / f"table{mark}.md").write_text(table(results))
     print(table(results))
 
 

@@ -40,7 +40,8 @@ from moevision.moe import (
     Scorer,
 )
 from moevision.tasks.restoration.calibration import BINS, Probe, calibration, fit_temperature, softmax
-from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationNet
+from moevision.tasks.restoration.model import PRESETS, RestorationNet
+from moevision.tasks.restoration.weathers import WEATHERS
 
 KINDS = ("clean", *WEATHERS)
 SAMPLES = (1, 2, 5, 10, 20)

@@ -35,11 +35,11 @@ class MixtureWeights:
     as they are. Clean samples teach the model to leave good pictures alone.
     """
 
-    haze_pairs: float = 0.16
+    haze_pairs: float = 0.20
     haze: float = 0.14
-    rain: float = 0.26
-    drops: float = 0.18
-    snow: float = 0.16
+    rain: float = 0.24
+    drops: float = 0.17
+    snow: float = 0.15
     mixture: float = 0.05
     clean: float = 0.05
     user_pairs: float = 0.20
@@ -226,7 +226,7 @@ class RestorationMixture:
     def _weathered(self, rng: np.random.Generator, kind: str, crop_px: int) -> tuple[ImageArray, ImageArray]:
         """(degraded, clean) of a photograph; rain and snow now and then from a photographed mask."""
         # Gravity: a turned photograph is fine for drops and for none, not for things that fall or lie on the ground.
-        y_HWC = self._photo(rng, crop_px, whole=0.25, turn=kind in ("drops", "clean"))
+        y_HWC = self._photo(rng, crop_px, whole=0.4, turn=kind in ("drops", "clean"))
         if kind in ("drops", "clean") and rng.random() < 0.2:
             y_HWC = _dull(rng, y_HWC)
         masks = self.masks.get(kind, [])

@@ -1,5 +1,6 @@
 """The one-liners. Everything heavy is imported inside the functions."""
 
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +49,19 @@ def build_model(task: str, config: dict[str, Any]) -> "nn.Module":
 
 def restoration_task(
     *, model: str | PathLike[str] = "restoration-small", device: str = "auto", precision: str = "auto",
-    tile_px: int | None = None, strength: float = 1.0,
+    tile_px: int | None = None, strength: float = 1.0, weather: str | Collection[str] | None = None,
 ) -> "RestorationTask":  # fmt: skip
     """The restoration Task that the batch command, the API and evaluation all run.
 
     Raises:
-        UsageError: strength outside [0, 1], or weights of another task. WeightsError: weights cannot be loaded.
+        UsageError: strength outside [0, 1], an unknown weather, or weights of another task. WeightsError: weights
+            cannot be loaded.
     """
     from moevision.devices import pick_device, pick_precision
     from moevision.tasks.restoration.predict import RestorationTask
+    from moevision.tasks.restoration.weathers import known_weathers
 
+    told = None if weather is None else known_weathers(weather)
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength must be between 0 and 1, got {strength}")
     descriptor = load(model, device=device)
@@ -65,12 +69,14 @@ def restoration_task(
         raise UsageError(f"{model}: a {descriptor.task} model; choose a restoration model from `moevision models`")
     torch_device = pick_device(device)
     dtype = pick_precision(torch_device, precision)
-    return RestorationTask(descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength)
+    return RestorationTask(
+        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=told
+    )
 
 
 def restore(
     source: Any, *, model: str | PathLike[str] = "restoration-small", device: str = "auto", precision: str = "auto",
-    tile: int | None = None, strength: float = 1.0,
+    tile: int | None = None, strength: float = 1.0, weather: str | Collection[str] | None = None,
 ) -> Any:  # fmt: skip
     """Restore one picture taken in rain, raindrops, snow or haze.
 
@@ -81,6 +87,8 @@ def restore(
         precision: "auto", "fp32", "bf16".
         tile: edge of a tile in pixels; 0 = whole picture, None = automatic.
         strength: 0 keeps the input, 1 is full restoration.
+        weather: what to take away, one or several of "rain", "drops", "snow", "haze"; None = what is detected, an
+            empty list = nothing.
 
     Returns:
         The same kind, size, depth and channels as the source; an array (upright, RGB or grey) for a path.
@@ -89,7 +97,10 @@ def restore(
         InputError: the picture cannot be read. UsageError: bad option. WeightsError: model cannot be loaded.
     """
     picture, wrap = _picture_of(source)
-    task = _cached_task(str(model), device, precision, tile, strength)
+    from moevision.tasks.restoration.weathers import known_weathers
+
+    told = None if weather is None else known_weathers(weather)
+    task = _cached_task(str(model), device, precision, tile, strength, told)
     return wrap(task((picture,)).picture)
 
 
@@ -99,8 +110,10 @@ _CACHE: dict[tuple[Any, ...], "RestorationTask"] = {}
 def _cached_task(*key: Any) -> "RestorationTask":
     # A loop over restore() must not load the weights each time; only the last task is kept.
     if key not in _CACHE:
-        model, device, precision, tile, strength = key
-        task = restoration_task(model=model, device=device, precision=precision, tile_px=tile, strength=strength)
+        model, device, precision, tile, strength, weather = key
+        task = restoration_task(
+            model=model, device=device, precision=precision, tile_px=tile, strength=strength, weather=weather
+        )
         _CACHE.clear()
         _CACHE[key] = task
     return _CACHE[key]

@@ -163,6 +163,15 @@ def parse_tile(text: str) -> int | None:
     return int(text)
 
 
+def parse_weather(text: str) -> tuple[str, ...] | None:
+    """`auto` -> None, `rain, haze` -> ("rain", "haze"), in the order the network knows them."""
+    if text == "auto":
+        return None
+    from moevision.tasks.restoration.weathers import known_weathers
+
+    return known_weathers([name.strip() for name in text.split(",")])
+
+
 _WORKING, _OUTPUT, _LOG = "Computing", "Output", "Messages and settings"
 
 Inputs = Annotated[
@@ -196,6 +205,14 @@ Precision = Annotated[
 ]
 Tile = Annotated[
     str, typer.Option("--tile", help="Tile size in pixels: auto, 0 = whole image, or N.", rich_help_panel=_WORKING)
+]
+Weather = Annotated[
+    str,
+    typer.Option(
+        "--weather",
+        help="What to take away: auto = what is detected, or a list such as rain,haze.",
+        rich_help_panel=_WORKING,
+    ),
 ]
 Jobs = Annotated[
     int, typer.Option("--jobs", min=1, max=64, help="Pictures read ahead in the background.", rich_help_panel=_WORKING)

@@ -22,6 +22,7 @@ def restoration(
     device: common.Device = "auto",
     precision: common.Precision = "auto",
     tile: common.Tile = "auto",
+    weather: common.Weather = "auto",
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     debug: common.Debug = False,
@@ -29,10 +30,10 @@ def restoration(
 ) -> None:
     """PSNR and SSIM on a folder with input/ and gt/ (names match by stem)."""
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
-    tile_px = common.parse_tile(tile)
+    tile_px, told = common.parse_tile(tile), common.parse_weather(weather)
     from moevision.api import restoration_task
     from moevision.tasks.restoration.evaluate import evaluate
 
-    task = restoration_task(model=model, device=device, precision=precision, tile_px=tile_px)
+    task = restoration_task(model=model, device=device, precision=precision, tile_px=tile_px, weather=told)
     result = evaluate(data, task)
     common.show_result(result, result["metrics"], json_file, quiet=quiet)

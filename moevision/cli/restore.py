@@ -28,6 +28,7 @@ def restore(
     precision: common.Precision = "auto",
     tile: common.Tile = "auto",
     strength: _Strength = 1.0,
+    weather: common.Weather = "auto",
     jobs: common.Jobs = 2,
     recursive: common.Recursive = True,
     on_exists: common.OnExists = "fail",
@@ -50,7 +51,7 @@ def restore(
     from moevision.cli.batch import BatchOptions, run_batch
 
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
-    tile_px = common.parse_tile(tile)
+    tile_px, told = common.parse_tile(tile), common.parse_weather(weather)
     options = BatchOptions(
         output=output,
         recursive=recursive,
@@ -71,12 +72,15 @@ def restore(
         "precision": precision,
         "tile": tile,
         "strength": strength,
+        "weather": weather if told is None else ",".join(told),
     }
 
     def make_task() -> Task:
         from moevision.api import restoration_task
 
-        return restoration_task(model=model, device=device, precision=precision, tile_px=tile_px, strength=strength)
+        return restoration_task(
+            model=model, device=device, precision=precision, tile_px=tile_px, strength=strength, weather=told
+        )
 
     if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)

@@ -21,9 +21,10 @@ def evaluate(data: Path, task: RestorationTask) -> dict[str, Any]:
     """Restore every `data/input` picture and compare it with `data/gt`.
 
     Returns:
-        {"task", "model", "data", "n", "metrics": {psnr, ssim, psnr_y, ssim_y, baselines: {identity, dark_channel}},
-        "per_item": [...], "seconds", "version"}; metrics are means over pictures (uint8, whole picture). A picture that
-        comes back unchanged has infinite PSNR; it counts as 100 dB in the mean and is reported as 100.
+        {"task", "model", "weather" (told, or None), "data", "n",
+        "metrics": {psnr, ssim, psnr_y, ssim_y, baselines: {identity, dark_channel}}, "per_item": [...],
+        "seconds", "version"}; metrics are means over pictures (uint8, whole picture). A picture that comes back
+        unchanged has infinite PSNR; it counts as 100 dB in the mean and is reported as 100.
 
     Raises:
         UsageError: the folder is missing or holds no pair.
@@ -46,6 +47,7 @@ def evaluate(data: Path, task: RestorationTask) -> dict[str, Any]:
     return {
         "task": "restoration",
         "model": task.descriptor.name,
+        "weather": None if task.weather is None else list(task.weather),
         "data": str(data),
         "n": len(rows),
         "metrics": {**means.pop("model"), "baselines": means},

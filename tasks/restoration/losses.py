@@ -10,6 +10,16 @@ def l1_error(restored_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     return (restored_BCHW - target_BCHW).abs().mean((1, 2, 3))
 
 
+def rms_error(restored_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Root of the mean squared error of each picture: (B,).
+
+    Within a picture its minimum is the mean of what may be there, as PSNR wants; that of L1 is the median, and so to
+    leave every streak, flake or drop that is not yet more likely than not.
+    """
+    # A tiny floor keeps the gradient of the root finite where a picture is exactly right.
+    return ((restored_BCHW - target_BCHW).square().mean((1, 2, 3)) + 1e-8).sqrt()
+
+
 def fourier_error(restored_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """Mean absolute error of orthonormal Fourier coefficients (after MIMO-UNet, Cho et al., ICCV 2021): (B,).
 

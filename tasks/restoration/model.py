@@ -1,27 +1,33 @@
-"""RestorationNet: the shared backbone, a symmetric decoder, and a head that predicts a gain and a bias per pixel.
+"""RestorationNet: the shared backbone, a symmetric decoder, and a head that says how to correct each pixel.
 
-The output is x + gain * (x - 1) + bias. Haze removal multiplies contrast by 1 / t, which an additive residual cannot
-express without copying the picture through the network; with the gain the network only has to predict smooth maps.
-Contrast is stretched about white, as in AOD-Net (Li et al., ICCV 2017), because airlight is nearly white: stretched
-about black, gain and bias would have to cancel to a few per cent. An untouched picture is gain = bias = 0, which is how
-training starts.
+The output is x + gain * (x - 1) + bias - the sum of share_k * top_hat_k(x). Haze removal multiplies contrast by 1 / t,
+which an additive residual cannot express without copying the picture through the network; with the gain the network
+only has to predict smooth maps. Contrast is stretched about white, as in AOD-Net (Li et al., ICCV 2017), because
+airlight is nearly white: stretched about black, gain and bias would have to cancel to a few per cent. The shares do for
+streaks and flakes what the gain does for haze (`tophat.py`).
+
+The head has one kernel per weather, so that what one weather needs does not harm another, and a weather is taken away
+as strongly as it was detected. An untrained head changes nothing, which is how training starts.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moevision.backbone import BackboneConfig, MoEBackbone
+from moevision.backbone.backbone import pad_to_stride
 from moevision.backbone.blocks import GatedConvBlock
 from moevision.backbone.config import MoEConfig, backbone_base, backbone_small, backbone_test, backbone_tiny
 from moevision.moe import Context, Window
+from moevision.tasks.restoration.conditional import ConditionalConv
 from moevision.tasks.restoration.scene import SCENE_CHANNELS, SceneBranch
-
-WEATHERS = ("rain", "drops", "snow", "haze")
+from moevision.tasks.restoration.tone import ToneBranch, tone_statistics
+from moevision.tasks.restoration.tophat import WINDOWS_PX, top_hats
+from moevision.tasks.restoration.weathers import WEATHERS
 
 
 @dataclass(frozen=True)
@@ -76,38 +82,70 @@ class RestorationNet(nn.Module):
         self.decoder4 = nn.ModuleList(GatedConvBlock(f"decoder4.{i}", c4) for i in range(config.decoder_blocks[0]))
         self.up2 = nn.Conv2d(c4, 4 * c2, 1)
         self.decoder2 = nn.ModuleList(GatedConvBlock(f"decoder2.{i}", c2) for i in range(config.decoder_blocks[1]))
-        self.head = nn.Conv2d(c2, 4 * 2 * config.backbone.in_channels, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(cast("Tensor", self.head.bias))
+        self.head = ConditionalConv(len(WEATHERS), c2, 4 * (2 * config.backbone.in_channels + len(WINDOWS_PX)))
         self.weather = nn.Linear(c8, len(WEATHERS))
+        self.condition4, self.condition2 = (nn.Linear(len(WEATHERS), c, bias=False) for c in (c4, c2))
         self.scene = SceneBranch(config.scene, c8) if config.scene is not None else None
+        self.tone = ToneBranch(config.backbone.in_channels, c8, len(WEATHERS))
+        self.enter_hats = nn.Conv2d(4 * len(WINDOWS_PX), c2, 1, bias=False)
+        nn.init.zeros_(self.enter_hats.weight)
 
-    def forward(self, x_BCHW: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BCHW: Tensor, context: Context | None = None, weather_BW: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Restore.
 
         Args:
             x_BCHW: RGB in [0, 1], any H, W >= 1, in float32 also where the weights are not.
             context: receives routing, losses and statistics; frozen statistics in it are used as they are.
+            weather_BW: (B or 1, 4) in [0, 1]: what to take away, in the order of WEATHERS; where it is NaN, or without
+                it, what the network detects.
 
         Returns:
             restored (B, C, H, W) of the input's float type, not clamped, and weather logits (B, 4) in the order of
             WEATHERS.
         """
         context = context if context is not None else Context()
+        hats_BKCHW = top_hats(x_BCHW)
+        features_BCHW = x_BCHW.to(self.head.weight.dtype)
+        skip2, skip4, x8 = self.backbone(features_BCHW, context, self._scene_reader(x_BCHW, context))
+        context.statistic("pooled", lambda: x8.mean((2, 3)))
+        context.statistic("tone", lambda: tone_statistics(x_BCHW, hats_BKCHW))
+        logits_BW, tone_BWO = self.judge(context)
+        weather_BW = _told_or_detected(weather_BW, logits_BW)
+        x2 = self._decode(skip2, skip4, x8, hats_BKCHW, weather_BW, context)
         height, width = x_BCHW.shape[-2:]
-        features = x_BCHW.to(self.head.weight.dtype)
-        skip2, skip4, x8 = self.backbone(features, context, self._scene_reader(x_BCHW, context))
-        pooled_BC = context.statistic("weather", lambda: x8.mean((2, 3)))
-        x = skip4 + F.pixel_shuffle(self.up4(x8), 2)
+        maps = F.pixel_shuffle(self.head(x2, weather_BW), 2)[..., :height, :width]
+        gain_bias, share_BKHW = maps.split((tone_BWO.shape[2], hats_BKCHW.shape[1]), dim=1)
+        tone_BO = torch.einsum("bw,bwo->bo", weather_BW, tone_BWO.expand(len(weather_BW), -1, -1))
+        # bf16 has 8 bits: enough for gain, bias and shares, not for the picture.
+        gain, bias = (gain_bias + tone_BO[..., None, None]).to(x_BCHW.dtype).chunk(2, dim=1)
+        restored_BCHW = torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1)
+        for k in range(hats_BKCHW.shape[1]):
+            share_B1HW = share_BKHW[:, k : k + 1].to(x_BCHW.dtype)
+            restored_BCHW = torch.addcmul(restored_BCHW, share_B1HW, hats_BKCHW[:, k], value=-1)
+        return restored_BCHW, logits_BW
+
+    def judge(self, context: Context) -> tuple[Tensor, Tensor]:
+        """From the picture-wide statistics in `context`: weather logits (B, 4), tone correction (B, 4, 2 C).
+
+        Of any picture that went through the network with this context, or of which it holds the frozen statistics.
+        """
+        pooled_BC = context.statistics["pooled"]
+        logits_BW, tone_BWO = self.tone(context.statistics["tone"], pooled_BC)
+        return logits_BW + self.weather(pooled_BC), tone_BWO
+
+    def _decode(
+        self, skip2: Tensor, skip4: Tensor, x8: Tensor, hats_BKCHW: Tensor, weather_BW: Tensor, context: Context
+    ) -> Tensor:
+        x = skip4 + F.pixel_shuffle(self.up4(x8), 2) + self.condition4(weather_BW)[..., None, None]
         for block in self.decoder4:
             x = block(x, context)
-        x = skip2 + F.pixel_shuffle(self.up2(x), 2)
+        x = skip2 + F.pixel_shuffle(self.up2(x), 2) + self.condition2(weather_BW)[..., None, None]
+        x = x + self.enter_hats(F.pixel_unshuffle(pad_to_stride(hats_BKCHW.mean(2).to(x.dtype)), 2))
         for block in self.decoder2:
             x = block(x, context)
-        gain_bias = F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
-        # bf16 has 8 bits: enough for gain and bias, not for the picture.
-        gain, bias = gain_bias.to(x_BCHW.dtype).chunk(2, dim=1)
-        return torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1), self.weather(pooled_BC)
+        return x
 
     def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:
         scene = self.scene
@@ -116,3 +154,11 @@ class RestorationNet(nn.Module):
         map_BChw = context.statistic("scene", lambda: scene.measure(x_BCHW, context))
         window = context.window or Window(0, 0, *x_BCHW.shape[-2:])
         return lambda x8_BCHW: scene.read(map_BChw, x8_BCHW, window)
+
+
+def _told_or_detected(weather_BW: Tensor | None, logits_BW: Tensor) -> Tensor:
+    # Detached: the detector learns to tell the weather, not to please the decoder.
+    detected_BW = logits_BW.detach().sigmoid()
+    if weather_BW is None:
+        return detected_BW
+    return torch.where(weather_BW.isnan(), detected_BW, weather_BW.to(detected_BW.dtype))

@@ -1,5 +1,6 @@
 """From a picture to the restored picture: tiles, picture-wide statistics, strength, detected weather."""
 
+from collections.abc import Collection
 from typing import cast
 
 import cv2
@@ -13,7 +14,8 @@ from moevision.engine.task import JSON, TaskResult
 from moevision.imaging.picture import Picture, to_float_tile
 from moevision.imaging.tiling import Tile, map_picture, plan_tiles
 from moevision.moe import Context, Window
-from moevision.tasks.restoration.model import WEATHERS, RestorationNet
+from moevision.tasks.restoration.model import RestorationNet
+from moevision.tasks.restoration.weathers import WEATHERS, known_weathers
 
 # Up to this size a picture is one tile and measures its own statistics.
 WHOLE_PX = 768
@@ -28,17 +30,23 @@ class RestorationTask:
         device, dtype: where and in which float type the network runs; the model is moved there.
         tile_px: edge of a tile; 0 = the whole picture at once, None = the descriptor's choice.
         strength: 0 returns the input, 1 the network's output, between a linear mix.
+        weather: what to take away, names in WEATHERS, none = nothing; None = what the network detects.
+
+    Raises:
+        UsageError: an unknown weather.
     """
 
     name = "restore"
 
     def __init__(
         self, descriptor: ModelDescriptor, *, device: torch.device, dtype: torch.dtype = torch.float32,
-        tile_px: int | None = None, strength: float = 1.0,
+        tile_px: int | None = None, strength: float = 1.0, weather: Collection[str] | None = None,
     ) -> None:  # fmt: skip
         self.descriptor, self.device = descriptor, device
         self.model = cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
         self.tile_px, self.strength = tile_px, strength
+        self.weather = weather
+        self._told_BW = None if weather is None else _told(weather).to(device)
 
     @torch.inference_mode()
     def __call__(self, pictures: tuple[Picture, ...]) -> TaskResult:
@@ -46,8 +54,8 @@ class RestorationTask:
 
         Raises MemoryExhaustedError when not even tiles of 128 px fit.
 
-        Facts: `weather` (the likeliest, or "clean"), `confidence`, `weathers` (probability of each), `tiles`,
-        `mean_change` (mean absolute change of the pixels, of full scale).
+        Facts: `weather` (the likeliest detected, or "clean"), `confidence`, `weathers` (probability of each),
+        `tiles`, `mean_change` (mean absolute change of the pixels, of full scale).
         """
         (picture,) = pictures
         height, width = picture.pixels_HWC.shape[:2]
@@ -77,7 +85,7 @@ class RestorationTask:
 
     def _restore_tile(self, tile_HWC: np.ndarray, context: Context) -> np.ndarray:
         x_BCHW = self._to_tensor(tile_HWC)
-        restored_BCHW, _ = self.model(x_BCHW, context)
+        restored_BCHW, _ = self.model(x_BCHW, context, self._told_BW)
         restored_HWC = restored_BCHW[0].permute(1, 2, 0).float().clamp_(0, 1).cpu().numpy()
         if self.strength == 1.0:
             return restored_HWC
@@ -94,7 +102,7 @@ class RestorationTask:
             small_BCHW = self._to_tensor(to_float_tile(_shrink(picture.pixels_HWC, WHOLE_PX)))
             context.frozen_statistics = {"scene": self.model.scene.measure(small_BCHW, Context())}
         mosaic_HWC = statistics_mosaic(picture.pixels_HWC, self.descriptor.statistics_px)
-        self.model(self._to_tensor(to_float_tile(mosaic_HWC)), context)
+        self.model(self._to_tensor(to_float_tile(mosaic_HWC)), context, self._told_BW)
         return context
 
     def _to_tensor(self, image_HWC: np.ndarray) -> Tensor:
@@ -102,12 +110,17 @@ class RestorationTask:
         return torch.from_numpy(image_HWC).permute(2, 0, 1)[None].to(self.device)
 
     def _weather(self, context: Context) -> dict[str, JSON]:
-        probability_W = self.model.weather(context.statistics["weather"])[0].float().sigmoid().tolist()
+        probability_W = self.model.judge(context)[0][0].float().sigmoid().tolist()
         weathers = dict(zip(WEATHERS, (round(p, 3) for p in probability_W), strict=True))
         likeliest = max(weathers, key=lambda weather: weathers[weather])
         seen = weathers[likeliest] >= 0.5
         confidence = weathers[likeliest] if seen else round(1 - weathers[likeliest], 3)
         return {"weather": likeliest if seen else "clean", "confidence": confidence, "weathers": dict(weathers)}
+
+
+def _told(weather: Collection[str]) -> Tensor:
+    names = known_weathers(weather)
+    return torch.tensor([[float(name in names) for name in WEATHERS]])
 
 
 def statistics_mosaic(pixels_HWC: np.ndarray, side_px: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from moevision.backbone import BackboneConfig, MoEBackbone
 from moevision.backbone.backbone import STRIDE
 from moevision.moe import Context, Window
+from moevision.tasks.restoration.tophat import window_minimum
 
 THUMBNAIL_PX = 96
 # Thumbnail, and its darkest value per channel in windows of 7 and 31 px: the statistic of the dark-channel prior.
@@ -52,29 +53,23 @@ class SceneBranch(nn.Module):
         return read_BCHW.to(x8_BCHW.dtype).expand(x8_BCHW.shape[0], -1, -1, -1)
 
 
-def scene_inputs(picture_BCHW: Tensor) -> Tensor:
-    """Thumbnail and its windowed minima: (B, 3, H, W) -> (B, SCENE_CHANNELS, h, w), longer side THUMBNAIL_PX.
+def thumbnail(picture_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, h, w), longer side THUMBNAIL_PX.
 
-    The thumbnail is stretched to multiples of 8, so that its map covers the picture exactly.
+    Stretched to multiples of 8, so that its map covers the picture exactly.
     """
     height, width = picture_BCHW.shape[-2:]
     longer = max(height, width)
     size = [max(STRIDE, round(side * THUMBNAIL_PX / longer / STRIDE) * STRIDE) for side in (height, width)]
-    thumbnail = F.interpolate(picture_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
-    dark7 = _minimum7(thumbnail, dilation=1)
-    dark31 = _minimum7(dark7, dilation=4)
-    return torch.cat([thumbnail, dark7, dark31], dim=1).contiguous(memory_format=torch.channels_last)
+    return F.interpolate(picture_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _minimum7(x_BCHW: Tensor, dilation: int) -> Tensor:
-    # Rows, then columns, each by doubling: three comparisons of shifted copies span 2, 4 and 7 positions.
-    for dim in (2, 3):
-        padding = [0, 0, 3 * dilation, 3 * dilation] if dim == 2 else [3 * dilation, 3 * dilation, 0, 0]
-        x_BCHW = F.pad(x_BCHW, padding, value=torch.inf)
-        for shift in (1, 2, 3):
-            kept = x_BCHW.shape[dim] - shift * dilation
-            x_BCHW = torch.minimum(x_BCHW.narrow(dim, 0, kept), x_BCHW.narrow(dim, shift * dilation, kept))
-    return x_BCHW
+def scene_inputs(picture_BCHW: Tensor) -> Tensor:
+    """Thumbnail and its windowed minima: (B, 3, H, W) -> (B, SCENE_CHANNELS, h, w)."""
+    small_BChw = thumbnail(picture_BCHW)
+    dark7 = window_minimum(small_BChw, (7, 7))
+    dark31 = window_minimum(dark7, (7, 7), dilation=4)
+    return torch.cat([small_BChw, dark7, dark31], dim=1).contiguous(memory_format=torch.channels_last)
 
 
 def _cell_positions(first_px: int, cells: int, length_px: int, like: Tensor) -> Tensor:

@@ -49,12 +49,20 @@ def test_evaluate_prints_the_metrics_and_writes_all(cli, folder, stand_in, fake_
         return {"task": "restoration", "n": 1, "metrics": metrics, "per_item": [], "seconds": 1.0}
 
     stand_in("moevision.tasks.restoration.evaluate", evaluate=evaluate)
-    result = cli("evaluate", "restoration", "--data", "in", "--json", "deep/m.json", "--device", "cpu", "--tile", "256")
+    options = ("--json", "deep/m.json", "--device", "cpu", "--tile", "256", "--weather", "rain")
+    result = cli("evaluate", "restoration", "--data", "in", *options)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == ["psnr 27.1234", "ssim 0.9000", "baselines.identity.psnr 20.0000"]
     assert json.loads(Path("deep/m.json").read_text())["metrics"] == metrics
     assert seen == [Path("in")]
-    assert fake_api.requests == [{"model": "restoration-small", "device": "cpu", "precision": "auto", "tile_px": 256}]
+    expected = {
+        "model": "restoration-small",
+        "device": "cpu",
+        "precision": "auto",
+        "tile_px": 256,
+        "weather": ("rain",),
+    }
+    assert fake_api.requests == [expected]
 
 
 def test_train_and_preview_pass_their_options_on(cli, folder, stand_in):

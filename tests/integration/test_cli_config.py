@@ -12,7 +12,14 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(cli, folder, fak
     file = config('[restore]\nstrength = 0.25\ntile = 256\ndevice = "cpu"\n')
     cli("restore", "in/a.png", "-o", "out", "--config", file, "--tile", "512")
     assert fake_api.requests == [
-        {"model": "restoration-small", "device": "cpu", "precision": "auto", "tile_px": 512, "strength": 0.25}
+        {
+            "model": "restoration-small",
+            "device": "cpu",
+            "precision": "auto",
+            "tile_px": 512,
+            "strength": 0.25,
+            "weather": None,
+        }
     ]
 
 

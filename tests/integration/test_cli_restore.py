@@ -38,13 +38,26 @@ def test_one_by_one_equals_all_together(cli, folder, tree):
 
 
 def test_options_reach_the_task(cli, folder, fake_api):
-    cli(
-        "restore", "in/a.png", "-o", "out", "--tile", "0", "--strength", "0.5", "--device", "cpu", "--precision", "fp32"
-    )
+    options = ("--tile", "0", "--strength", "0.5", "--device", "cpu", "--precision", "fp32", "--weather", "haze, rain")
+    cli("restore", "in/a.png", "-o", "out", *options)
     cli("restore", "in/a.png", "-o", "out2")
     assert fake_api.requests == [
-        {"model": "restoration-small", "device": "cpu", "precision": "fp32", "tile_px": 0, "strength": 0.5},
-        {"model": "restoration-small", "device": "auto", "precision": "auto", "tile_px": None, "strength": 1.0},
+        {
+            "model": "restoration-small",
+            "device": "cpu",
+            "precision": "fp32",
+            "tile_px": 0,
+            "strength": 0.5,
+            "weather": ("rain", "haze"),
+        },
+        {
+            "model": "restoration-small",
+            "device": "auto",
+            "precision": "auto",
+            "tile_px": None,
+            "strength": 1.0,
+            "weather": None,
+        },
     ]
 
 
@@ -260,6 +273,8 @@ def test_format_and_metadata_options(cli, folder):
         ["--tile", "7"],
         ["--tile", "big"],
         ["--strength", "2"],
+        ["--weather", "hail"],
+        ["--weather", "rain,"],
         ["--on-exists", "ask"],
         ["--format", "gif"],
         ["--jobs", "0"],
@@ -284,8 +299,9 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(cli, folder, monkeypat
     assert "Permission denied" in result.stderr
 
 
-def test_strength_and_model_are_part_of_what_resume_compares(cli, folder):
+def test_whatever_changes_the_result_is_part_of_what_resume_compares(cli, folder):
     cli("restore", "in/a.png", "-o", "out")
-    for options in (["--strength", "0.5"], ["--model", "own.safetensors"], ["--tile", "128"], ["--strip-metadata"]):
+    changes = "--strength 0.5", "--weather rain,haze", "--model own.safetensors", "--tile 128", "--strip-metadata"
+    for options in (change.split() for change in changes):
         assert cli("restore", "in/a.png", "-o", "out", "--resume", *options).stdout == "out/a.png\n"
         assert cli("restore", "in/a.png", "-o", "out", "--resume", *options).stdout == ""

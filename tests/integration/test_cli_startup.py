@@ -56,6 +56,7 @@ def test_public_names_are_there_and_lazy():
     assert isinstance(moevision.__version__, str)
     with pytest.raises(AttributeError, match="nonsense"):
         moevision.nonsense  # noqa: B018
+    assert python("import sys, moevision.tasks.restoration.weathers; print('torch' in sys.modules)") == "False"
     assert python("import sys, moevision; moevision.UsageError; print('torch' in sys.modules)") == "False"
 
 

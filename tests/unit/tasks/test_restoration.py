@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from moevision.backbone import MoEConfig
 from moevision.checkpoint import ModelDescriptor
+from moevision.errors import UsageError
 from moevision.imaging.picture import picture_from_array
 from moevision.moe import Context
 from moevision.tasks.restoration.baselines import dark_channel
-from moevision.tasks.restoration.losses import fourier_error, l1_error, relative, weather_loss
+from moevision.tasks.restoration.conditional import ConditionalConv
+from moevision.tasks.restoration.losses import fourier_error, l1_error, relative, rms_error, weather_loss
 from moevision.tasks.restoration.metrics import luma, psnr, quality, ssim
-from moevision.tasks.restoration.model import PRESETS, WEATHERS, RestorationConfig, RestorationNet
+from moevision.tasks.restoration.model import PRESETS, RestorationConfig, RestorationNet
 from moevision.tasks.restoration.predict import RestorationTask, statistics_mosaic
+from moevision.tasks.restoration.weathers import WEATHERS, known_weathers
 
 
 def network(seed=0, wake=True):
@@ -26,6 +29,9 @@ def network(seed=0, wake=True):
     if wake:
         torch.nn.init.normal_(net.head.weight, std=0.05)
         torch.nn.init.normal_(net.scene.project.weight, std=0.05)
+        torch.nn.init.normal_(net.tone.weather.weight, std=0.05)
+        torch.nn.init.normal_(net.tone.correct.weight, std=0.02)
+        torch.nn.init.normal_(net.enter_hats.weight, std=0.05)
     return net
 
 
@@ -56,6 +62,33 @@ def test_an_untrained_network_returns_the_picture_unchanged():
 def test_evaluation_is_bit_equal_from_call_to_call():
     net, x = network(), torch.rand(1, 3, 32, 40)
     assert torch.equal(net(x)[0], net(x)[0])
+
+
+def test_a_weather_that_is_told_counts_and_one_that_is_not_is_detected():
+    net, x = network(), torch.rand(1, 3, 32, 40)
+    detected, logits = net(x)
+    unknown = torch.full((1, 4), math.nan)
+    assert torch.equal(net(x, None, unknown)[0], detected)
+    torch.testing.assert_close(net(x, None, logits.sigmoid())[0], detected)
+    assert torch.equal(net(x, None, torch.zeros(1, 4))[0], x)
+    rain, snow = (net(x, None, torch.eye(4)[[i]])[0] for i in (0, 2))
+    assert not torch.allclose(rain, snow)
+    both = net(torch.cat([x, x]), None, torch.eye(4)[[0]])[0]
+    torch.testing.assert_close(both, torch.cat([rain, rain]))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
+def test_a_conditional_convolution_is_the_sum_of_its_convolutions(batch, height, width):
+    torch.manual_seed(0)
+    conv = ConditionalConv(3, 4, 5)
+    torch.nn.init.normal_(conv.weight)
+    torch.nn.init.normal_(conv.bias)
+    x, strength = torch.rand(batch, 4, height, width), torch.rand(batch, 3)
+    parts = [torch.nn.functional.conv2d(x, conv.weight[5 * i : 5 * i + 5], conv.bias[i], padding=1) for i in range(3)]
+    expected = sum(strength[:, i, None, None, None] * part for i, part in enumerate(parts))
+    torch.testing.assert_close(conv(x, strength), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(conv(x, strength[:1])[0], expected[0], atol=1e-5, rtol=1e-4)
 
 
 def test_every_parameter_learns():
@@ -94,6 +127,23 @@ def test_the_task_keeps_size_and_depth(dtype):
     assert result.facts["mean_change"] > 0
 
 
+def test_the_task_takes_away_what_it_is_told_and_still_reports_what_it_detects():
+    picture = picture_from_array(image(40, 40))
+    untouched, snow = (task(weather=told)((picture,)) for told in ((), ["snow"]))
+    assert np.array_equal(untouched.picture.pixels_HWC, picture.pixels_HWC)
+    assert not np.array_equal(snow.picture.pixels_HWC, picture.pixels_HWC)
+    assert untouched.facts["weathers"] == snow.facts["weathers"]
+    with pytest.raises(UsageError, match="'hail': unknown"):
+        task(weather=["hail"])
+
+
+def test_weathers_are_known_by_name_in_one_order():
+    assert known_weathers(["haze", "rain", "haze"]) == ("rain", "haze")
+    assert known_weathers("drops") == ("drops",)
+    with pytest.raises(UsageError, match="'hail': unknown; choose from rain"):
+        known_weathers(["haze", "hail"])
+
+
 def test_strength_mixes_linearly_between_input_and_output():
     picture = picture_from_array(image(24, 24))
     untouched, half, full = (task(strength=s)((picture,)).picture.pixels_HWC.astype(float) for s in (0.0, 0.5, 1.0))
@@ -123,6 +173,9 @@ def test_tiles_of_a_large_picture_agree_with_the_whole_of_it():
     tiled = task(tile_px=384)((picture,))
     assert tiled.facts["tiles"] > 1
     assert psnr(tiled.picture.pixels_HWC, whole) >= 50
+    told = [task(tile_px=px, weather=["rain"])((picture,)).picture.pixels_HWC for px in (0, 384)]
+    assert psnr(told[0], told[1]) >= 50
+    assert psnr(told[0], whole) < 50
 
 
 def test_the_statistics_mosaic_takes_native_pixels_from_all_over_the_picture():
@@ -188,6 +241,17 @@ def test_the_fourier_loss_does_not_depend_on_the_crop_size():
     small, large = (fourier_error(noise[..., :s, :s], torch.zeros(1, 3, s, s)) for s in (32, 128))
     assert float(small) == pytest.approx(float(large), rel=0.05)
     assert float(l1_error(noise, noise)) == 0
+
+
+def test_the_rms_error_is_that_of_psnr_and_its_best_constant_is_the_mean_where_that_of_l1_is_the_median():
+    a, b = image(16, 16), image(16, 16, 1)
+    tensors = (torch.from_numpy(i).permute(2, 0, 1)[None] / 255 for i in (a, b))
+    assert -20 * math.log10(float(rms_error(*tensors))) == pytest.approx(psnr(a, b), abs=1e-3)
+    sparse = torch.zeros(1, 1, 10, 10)
+    sparse[..., :3, :] = 1  # streaks on three pixels in ten
+    nothing, mean = torch.zeros_like(sparse), torch.full_like(sparse, 0.3)
+    assert rms_error(mean, sparse) < rms_error(nothing, sparse)
+    assert l1_error(mean, sparse) > l1_error(nothing, sparse)
 
 
 def test_the_relative_error_weighs_pictures_by_the_damage_done_to_them():

@@ -1,0 +1,41 @@
+"""White top-hats: what is brighter than its surroundings and smaller than a window.
+
+Streaks and flakes are small and bright, and so is much else: a top-hat (Serra 1982; picture minus its morphological
+opening) offers what could be taken away, at four sizes, and the network says where and how much of it. To find that
+amount is much easier than to draw every streak (measured in benchmarks/records/2026-11-22-training-study).
+"""
+
+import torch
+from torch import Tensor
+
+# (height, width) in pixels. The flat one leaves what is long and thin alone unless it falls: streaks, not roofs.
+WINDOWS_PX = ((1, 9), (5, 5), (9, 9), (17, 17))
+
+
+@torch.no_grad()
+def top_hats(x_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W), any H, W >= 1 -> (B, len(WINDOWS_PX), C, H, W) of values >= 0: constants, without gradient."""
+    return torch.stack([x_BCHW - opening(x_BCHW, window) for window in WINDOWS_PX], dim=1)
+
+
+def opening(x_BCHW: Tensor, window_px: tuple[int, int]) -> Tensor:
+    """The largest picture below this one that is made of flat windows: minimum, then maximum, over odd windows."""
+    return -window_minimum(-window_minimum(x_BCHW, window_px), window_px)
+
+
+def window_minimum(x_BCHW: Tensor, window_px: tuple[int, int], dilation: int = 1) -> Tensor:
+    """Minimum over odd windows (height, width) around every pixel, what lies outside left out; same shape."""
+    for dim, window in zip((2, 3), window_px, strict=True):
+        margin = window // 2 * dilation
+        shape = [*x_BCHW.shape]
+        shape[dim] = margin
+        edge = x_BCHW.new_full(shape, torch.inf)
+        x_BCHW = torch.cat([edge, x_BCHW, edge], dim=dim)
+        # By doubling: 4 comparisons of shifted copies span 9 positions.
+        span = 1
+        while span < window:
+            shift = min(span, window - span)
+            kept = x_BCHW.shape[dim] - shift * dilation
+            x_BCHW = torch.minimum(x_BCHW.narrow(dim, 0, kept), x_BCHW.narrow(dim, shift * dilation, kept))
+            span += shift
+    return x_BCHW

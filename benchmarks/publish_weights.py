@@ -18,7 +18,9 @@ from moevision.checkpoint import load_model
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LIMIT_BYTES = 10_000_000
 LIMITS = (
-    "Raindrops and snow: hardly any gain over the input yet (see the table); it removes haze and rain streaks.",
+    "Raindrops: a small gain only (see the table); a clear photograph may be taken for one with faint drops.",
+    "Thin haze outdoors is often not recognised; tell it with --weather haze.",
+    "Bright veils of rain are only partly removed: they cannot be told from a bright scene.",
     "Trained on synthetic rain, drops and snow and on indoor haze; strong real weather is only partly removed.",
     "Opaque occlusion (large drops, thick flakes) destroys detail; it comes back smooth, not invented.",
     "Dense haze over noise or JPEG blocks amplifies them.",

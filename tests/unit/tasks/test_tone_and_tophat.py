@@ -18,6 +18,16 @@ def test_a_window_minimum_is_that_of_pooling_for_any_size(height, width, rows, c
     assert torch.equal(window_minimum(x, (rows, columns)), expected)
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40), st.sampled_from(WINDOWS_PX))
+def test_an_opening_is_a_minimum_then_a_maximum_of_windows_bit_for_bit(batch, channels, height, width, window):
+    x = torch.rand(batch, channels, height, width)
+    expected = -window_minimum(-window_minimum(x, window), window)
+    assert torch.equal(opening(x, window), expected)
+    assert torch.equal(opening(x.to(memory_format=torch.channels_last), window), expected)
+    assert torch.equal(opening(x.double(), window), expected.double())
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(WINDOWS_PX))
 def test_an_opening_lies_below_the_picture_and_opening_again_changes_nothing(height, width, window):

@@ -12,7 +12,7 @@ import typer
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
 ) -> None:
-    """List the models that come with the package."""
+    """List the models that come with the package; their limits are in the model cards and in --json."""
     from moevision.api import list_models
 
     entries = list_models()
@@ -22,9 +22,9 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "task", "parameters", "size", "metrics", "limits", box=None, pad_edge=False)
+    table = Table("name", "task", "parameters", "size", "quality", box=None, pad_edge=False)
     for entry in entries:
-        table.add_row(*(_cell(entry, key) for key in ("name", "task", "params", "bytes", "metrics", "limits")))
+        table.add_row(*(_cell(entry, key) for key in ("name", "task", "params", "bytes", "metrics")))
     # In a pipe every model keeps its one line.
     console = Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False)
     console.print(table)
@@ -39,10 +39,12 @@ def _cell(entry: dict[str, Any], key: str) -> str:
     if key == "bytes" and isinstance(value, int | float):
         return f"{value / 1e6:.1f} MB"
     if isinstance(value, dict):
-        return ", ".join(
-            f"{name} {number:.4g}" if isinstance(number, float) else f"{name} {number}"
-            for name, number in value.items()
-        )
-    if isinstance(value, list):
-        return "; ".join(map(str, value))
+        return ", ".join(f"{name} {_first_number(number)}" for name, number in value.items())
     return str(value)
+
+
+def _first_number(value: Any) -> str:
+    """A metric, or the first, which is the leading one, of those of a test set."""
+    if isinstance(value, dict):
+        return next((f"{name} {number:.4g}" for name, number in value.items() if name != "n"), "-")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -29,14 +29,18 @@ def test_models_lists_the_manifest(cli, fake_api):
             "task": "restore",
             "params": 680_000,
             "bytes": 2_700_000,
-            "metrics": {"psnr": 27.123456},
+            "metrics": {"a_dev": {"n": 3, "psnr": 27.123456, "baselines": {"identity": {"psnr": 20.0}}}, "miou": 0.5},
+            "limits": ["rain at night"],
         },
         {"name": "odd"},
     ]
     result = cli("models")
     assert result.exit_code == 0
     line = next(line for line in result.stdout.splitlines() if line.startswith("restoration-small"))
-    assert {"0.68 M", "2.7 MB", "psnr 27.12"} <= {part.strip() for part in line.split("  ")}
+    assert {"0.68 M", "2.7 MB", "a_dev psnr 27.12, miou 0.5"} == {part.strip() for part in line.split("  ") if part} - {
+        "restoration-small",
+        "restore",
+    }
     assert json.loads(cli("models", "--json").stdout) == fake_api.models
 
 

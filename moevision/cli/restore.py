@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,21 +66,14 @@ def restore(
         quiet=quiet,
         debug=debug,
     )
-    settings: dict[str, JSON] = {
-        "model": model,
-        "weights": _fingerprint(model),
-        "precision": precision,
-        "tile": tile,
-        "strength": strength,
-        "weather": weather if told is None else ",".join(told),
-    }
+    asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": tile_px}
+    asked |= {"strength": strength, "weather": told}
+    settings: dict[str, JSON] = {**asked, "weights": _fingerprint(model)}
 
     def make_task() -> Task:
         from moevision.api import restoration_task
 
-        return restoration_task(
-            model=model, device=device, precision=precision, tile_px=tile_px, strength=strength, weather=told
-        )
+        return restoration_task(device=device, **asked)
 
     if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)

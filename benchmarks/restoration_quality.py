@@ -18,7 +18,7 @@ from moevision.tasks.restoration.evaluate import evaluate
 
 # Set -> what a user who is asked would answer.
 RECORDED = {"sots_indoor_haze_dev": "haze", "rainstreak_sirr10_dev": "rain", "raindrop_2pairs_dev": "drops"}
-SYNTHETIC = ("rain", "drops", "snow", "haze", "clean")
+SYNTHETIC = ("rain", "drops", "snow", "haze", "haze+rain", "haze+snow", "rain+drops", "clean")
 
 
 def table(results: dict[str, dict]) -> str:
@@ -50,7 +50,7 @@ def main() -> None:
         for name, (folder, weather) in folders.items():
             if options.told and weather == "clean":
                 continue  # told that there is nothing, the model returns the input: not a measurement
-            task = restoration_task(model=options.model, weather=[weather] if options.told else None)
+            task = restoration_task(model=options.model, weather=weather.split("+") if options.told else None)
             results[name] = {**evaluate(folder, task), "data": name}
             (options.out / f"{name}{mark}.json").write_text(json.dumps(results[name], indent=1) + "\n")
             print(name, {key: results[name]["metrics"][key] for key in ("psnr", "ssim")}, flush=True)

@@ -35,13 +35,13 @@ class MixtureWeights:
     as they are. Clean samples teach the model to leave good pictures alone.
     """
 
-    haze_pairs: float = 0.20
-    haze: float = 0.14
-    rain: float = 0.24
+    haze_pairs: float = 0.22
+    haze: float = 0.13
+    rain: float = 0.26
     drops: float = 0.17
-    snow: float = 0.15
+    snow: float = 0.10
     mixture: float = 0.05
-    clean: float = 0.05
+    clean: float = 0.07
     user_pairs: float = 0.20
 
 
@@ -233,15 +233,20 @@ class RestorationMixture:
         if masks and rng.random() < 0.15:
             mask_HW = masks[int(rng.integers(len(masks)))]
             return weather.add_mask(y_HWC, rng, mask_HW), y_HWC
-        strength = None if kind == "mixture" else _visible(rng)  # the parts of a mixture are drawn one by one
+        strength = None if "+" in kind else _visible(rng)  # the parts of a mixture are drawn one by one
         return weather.degrade(y_HWC, kind, rng, strength=strength), y_HWC
 
     def sample(self, rng: np.random.Generator, source: str, crop_px: int) -> tuple[ImageArray, ImageArray]:
-        """(degraded, clean), HWC float32 in [0, 1], of one source: a field name of `MixtureWeights`."""
+        """(degraded, clean), HWC float32 in [0, 1], of one source.
+
+        A source is a field name of `MixtureWeights`, or weathers joined by "+" as in `weather.degrade`.
+        """
         if source == "haze_pairs":
             return self._real_pair(rng, self.haze_pairs, crop_px)
         if source == "user_pairs":
             return self._real_pair(rng, self.user_pairs, crop_px)
+        if source == "mixture":
+            source = weather.draw_mixture(rng)
         x_HWC, y_HWC = self._synthetic_haze(rng, crop_px) if source == "haze" else self._weathered(rng, source, crop_px)
         # What cameras add last; seldom, because the dev sets have little of it.
         if rng.random() < 0.06:
@@ -259,14 +264,17 @@ class RestorationMixture:
     def batch(
         self, rng: np.random.Generator, batch_size: int, crop_px: int
     ) -> tuple[ImageArray, ImageArray, list[str]]:
-        """(x_BCHW, y_BCHW, kinds): degraded and clean, float32 in [0, 1], contiguous; kinds as in `weather.KINDS`.
+        """(x_BCHW, y_BCHW, kinds): degraded and clean, float32 in [0, 1], contiguous; kinds as in `weather.degrade`.
 
-        Real haze pairs count as haze; the user's own pairs are of kind "pairs".
+        Mixtures tell their parts ("haze+rain"); real haze pairs count as haze; the user's own pairs are of kind
+        "pairs".
         """
         x_BCHW = np.empty((batch_size, 3, crop_px, crop_px), np.float32)
         y_BCHW = np.empty_like(x_BCHW)
         kinds = []
         for i, source in enumerate(self._stratified(rng, batch_size)):
+            if source == "mixture":
+                source = weather.draw_mixture(rng)
             x_HWC, y_HWC = self.sample(rng, source, crop_px)
             x_BCHW[i], y_BCHW[i] = x_HWC.transpose(2, 0, 1), y_HWC.transpose(2, 0, 1)
             kinds.append({"haze_pairs": "haze", "user_pairs": "pairs"}.get(source, source))

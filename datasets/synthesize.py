@@ -18,21 +18,23 @@ def synthesize(
 
     Args:
         folder: clean photographs.
-        kind: one of `weather.KINDS`; "clean" leaves them as they are.
+        kind: one of `weather.KINDS`, or several weathers at once, the farthest first: "haze+rain"; "clean" leaves them
+            as they are.
         seed: picture i draws from the stream (seed, i, kind), whatever else the folder holds behind it.
         strength: severity in [0, 1]; None draws it.
 
     Raises:
         UsageError: unknown kind, or no photograph in the folder.
     """
-    if kind not in weather.KINDS:
-        raise UsageError(f"{kind}: no such weather; choose from {', '.join(weather.KINDS)}")
+    parts = kind.split("+")
+    if unknown := sorted(set(parts) - set(weather.WEATHER if "+" in kind else weather.KINDS)):
+        raise UsageError(f"{unknown[0]}: no such weather; choose from {', '.join(weather.KINDS)}, or join some by +")
     paths = list_images(folder)
     if not paths:
         raise UsageError(f"{folder}: no photograph to weather; put .png, .jpg, .webp, .bmp or .tif files there")
     for i, path in enumerate(paths):
         clean_HWC = read_image(path)
-        rng = np.random.default_rng([seed, i, weather.KINDS.index(kind)])
+        rng = np.random.default_rng([seed, i, *(weather.KINDS.index(part) for part in parts)])
         degraded_HWC = weather.degrade(clean_HWC.astype(np.float32) / np.float32(255), kind, rng, strength=strength)
         yield np.round(degraded_HWC * 255).astype(np.uint8), clean_HWC, path.stem
 

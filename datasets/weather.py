@@ -30,6 +30,7 @@ __all__ = [
     "add_raindrops",
     "add_snow",
     "degrade",
+    "draw_mixture",
     "linear_to_srgb",
     "srgb_to_linear",
 ]
@@ -222,17 +223,25 @@ MIXTURES: tuple[tuple[str, ...], ...] = (
 KINDS: tuple[str, ...] = ("clean", *WEATHER, "mixture")
 
 
+def draw_mixture(rng: np.random.Generator) -> str:
+    """Two weathers that occur together, as a kind for `degrade`: "haze+rain"."""
+    return "+".join(MIXTURES[int(rng.integers(len(MIXTURES)))])
+
+
 def _mixture(
-    clean_HWC: ImageArray, rng: np.random.Generator, depth_HW: ImageArray | None, strength: float | None
-) -> ImageArray:
-    """Two kinds at once, each a little milder than alone."""
+    clean_HWC: ImageArray, names: list[str], rng: np.random.Generator, depth_HW: ImageArray | None,
+    strength: float | None,
+) -> ImageArray:  # fmt: skip
+    """Several at once, each a little milder than alone."""
     steps: dict[str, Callable[[ImageArray, float], ImageArray]] = {
         "haze": lambda image, level: add_haze(image, rng, depth_HW=depth_HW, strength=level),
         "noise": lambda image, level: add_noise(image, rng, strength=level),
         **{name: _bind(WEATHER[name], rng) for name in ("rain", "drops", "snow")},
     }
+    if unknown := sorted(set(names) - set(steps)):
+        raise UsageError(f"unknown weather {unknown[0]!r} in a mixture: use some of {', '.join(steps)}")
     result_HWC = clean_HWC
-    for name in MIXTURES[int(rng.integers(len(MIXTURES)))]:
+    for name in names:
         result_HWC = steps[name](result_HWC, 0.75 * _severity(rng, strength))
     return result_HWC
 
@@ -249,13 +258,18 @@ def degrade(
     depth_HW: ImageArray | None = None,
     strength: float | None = None,
 ) -> ImageArray:
-    """One picture in bad weather of the named kind: clean, rain, drops, snow, haze or mixture."""
+    """One picture in bad weather of the named kind: one of KINDS, or several joined by "+", the farthest first.
+
+    "mixture" draws one of MIXTURES. Raises UsageError for an unknown kind.
+    """
     if kind == "clean":
         return np.ascontiguousarray(clean_HWC, dtype=np.float32).copy()
     if kind == "haze":
         return add_haze(clean_HWC, rng, depth_HW=depth_HW, strength=strength)
     if kind == "mixture":
-        return _mixture(clean_HWC, rng, depth_HW, strength)
+        kind = draw_mixture(rng)
+    if "+" in kind:
+        return _mixture(clean_HWC, kind.split("+"), rng, depth_HW, strength)
     if kind not in WEATHER:
         raise UsageError(f"unknown weather {kind!r}: use one of {', '.join(KINDS)}")
     return WEATHER[kind](clean_HWC, rng, strength=strength)

@@ -59,9 +59,7 @@ def restoration_task(
     """
     from moevision.devices import pick_device, pick_precision
     from moevision.tasks.restoration.predict import RestorationTask
-    from moevision.tasks.restoration.weathers import known_weathers
 
-    told = None if weather is None else known_weathers(weather)
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength must be between 0 and 1, got {strength}")
     descriptor = load(model, device=device)
@@ -70,7 +68,7 @@ def restoration_task(
     torch_device = pick_device(device)
     dtype = pick_precision(torch_device, precision)
     return RestorationTask(
-        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=told
+        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=weather
     )
 
 
@@ -99,7 +97,7 @@ def restore(
     picture, wrap = _picture_of(source)
     from moevision.tasks.restoration.weathers import known_weathers
 
-    told = None if weather is None else known_weathers(weather)
+    told = None if weather is None else known_weathers(weather)  # the key of the cache
     task = _cached_task(str(model), device, precision, tile, strength, told)
     return wrap(task((picture,)).picture)
 

@@ -40,7 +40,10 @@ def synthesize(
     data: common.Data,
     output: common.Output,
     weather: Annotated[
-        str, typer.Option("--weather", help="rain, drops, snow, haze, mixture or clean.", show_default=False)
+        str,
+        typer.Option(
+            "--weather", help="rain, drops, snow, haze, mixture, clean, or some joined: haze+rain.", show_default=False
+        ),
     ],
     seed: common.Seed = 2026,
     strength: Annotated[

@@ -30,7 +30,7 @@ class RestorationTask:
         device, dtype: where and in which float type the network runs; the model is moved there.
         tile_px: edge of a tile; 0 = the whole picture at once, None = the descriptor's choice.
         strength: 0 returns the input, 1 the network's output, between a linear mix.
-        weather: what to take away, names in WEATHERS, none = nothing; None = what the network detects.
+        weather: what to take away, one name or several of WEATHERS, none = nothing; None = what the network detects.
 
     Raises:
         UsageError: an unknown weather.
@@ -40,13 +40,13 @@ class RestorationTask:
 
     def __init__(
         self, descriptor: ModelDescriptor, *, device: torch.device, dtype: torch.dtype = torch.float32,
-        tile_px: int | None = None, strength: float = 1.0, weather: Collection[str] | None = None,
+        tile_px: int | None = None, strength: float = 1.0, weather: str | Collection[str] | None = None,
     ) -> None:  # fmt: skip
+        self.weather = None if weather is None else known_weathers(weather)
         self.descriptor, self.device = descriptor, device
         self.model = cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
         self.tile_px, self.strength = tile_px, strength
-        self.weather = weather
-        self._told_BW = None if weather is None else _told(weather).to(device)
+        self._told_BW = None if self.weather is None else _told(self.weather).to(device)
 
     @torch.inference_mode()
     def __call__(self, pictures: tuple[Picture, ...]) -> TaskResult:
@@ -118,9 +118,8 @@ class RestorationTask:
         return {"weather": likeliest if seen else "clean", "confidence": confidence, "weathers": dict(weathers)}
 
 
-def _told(weather: Collection[str]) -> Tensor:
-    names = known_weathers(weather)
-    return torch.tensor([[float(name in names) for name in WEATHERS]])
+def _told(weather: tuple[str, ...]) -> Tensor:
+    return torch.tensor([[float(name in weather) for name in WEATHERS]])
 
 
 def statistics_mosaic(pixels_HWC: np.ndarray, side_px: int) -> np.ndarray:

@@ -67,7 +67,6 @@ def test_crops_grow_during_a_run_and_labels_follow_the_weather():
     crops = [phase_at(step, 100).crop_px for step in range(100)]
     assert crops == sorted(crops)
     assert crops[0] < crops[-1]
-    labels = weather_labels(["haze", "clean", "mixture"])
-    assert labels[0].tolist() == [0, 0, 0, 1]
-    assert labels[1].tolist() == [0, 0, 0, 0]
-    assert labels[2].isnan().all()
+    labels = weather_labels(["haze", "clean", "haze+rain", "rain+noise", "pairs"])
+    assert labels[:4].tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 1], [1, 0, 0, 0]]
+    assert labels[4].isnan().all()

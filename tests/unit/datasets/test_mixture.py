@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moevision.datasets.mixture import MixtureWeights, RestorationMixture, dev_sets, load_clean, synthetic_dev
-from moevision.datasets.weather import KINDS
+from moevision.datasets.weather import MIXTURES, WEATHER
 from moevision.errors import UsageError
 
 from .conftest import make_photo, save
@@ -26,7 +26,7 @@ def test_batch_has_the_promised_form(mixture):
         assert array.min() >= 0
         assert array.max() <= 1
     assert len(kinds) == 24
-    assert set(kinds) <= {*KINDS, "pairs"}
+    assert set(kinds) <= {"clean", "pairs", *WEATHER, *("+".join(names) for names in MIXTURES)}
 
 
 def test_batch_repeats_with_the_seed(mixture):
@@ -51,7 +51,9 @@ def test_all_sources_turn_up_in_their_shares(mixture):
     assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze) / total, abs=0.07)
     assert share["rain"] == pytest.approx(WEIGHTS.rain / total, abs=0.06)
     assert share["pairs"] == pytest.approx(WEIGHTS.user_pairs / total, abs=0.06)
-    assert {"drops", "snow", "mixture", "clean"} <= set(share)
+    assert {"drops", "snow", "clean"} <= set(share)
+    mixed = sum(part for kind, part in share.items() if "+" in kind)
+    assert mixed == pytest.approx(WEIGHTS.mixture / total, abs=0.04)
 
 
 @pytest.mark.parametrize("crop_px", [8, 95, 200])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moevision.datasets import weather
-from moevision.datasets.streaks import StreakLayer, streak_field
+from moevision.datasets.streaks import StreakLayer, rain_mask, streak_field
 from moevision.errors import UsageError
 
 DEGRADED = ("rain", "drops", "snow", "haze", "mixture")
@@ -55,6 +55,20 @@ def test_same_seed_same_picture_and_input_untouched(photo_HWC, kind):
 def test_other_seed_other_picture(photo_HWC, kind):
     first = weather.degrade(photo_HWC, kind, np.random.default_rng(5))
     assert not np.array_equal(first, weather.degrade(photo_HWC, kind, np.random.default_rng(6)))
+
+
+def test_a_mixture_is_one_of_the_joined_kinds_and_these_can_be_named(photo_HWC):
+    rng = np.random.default_rng(3)
+    parts = weather.draw_mixture(rng)
+    assert tuple(parts.split("+")) in weather.MIXTURES
+    named = weather.degrade(photo_HWC, parts, rng)
+    np.testing.assert_array_equal(named, weather.degrade(photo_HWC, "mixture", np.random.default_rng(3)))
+
+
+@pytest.mark.parametrize("kind", ["hail", "haze+hail", "haze+"])
+def test_an_unknown_weather_alone_or_in_a_mixture_is_refused(photo_HWC, kind):
+    with pytest.raises(UsageError, match="use"):
+        weather.degrade(photo_HWC, kind, np.random.default_rng(0))
 
 
 def test_clean_is_an_equal_copy(photo_HWC):
@@ -121,6 +135,15 @@ def test_rain_only_adds_light(photo_HWC):
     for seed in range(20):
         rainy = weather.add_rain(photo_HWC, np.random.default_rng(seed))
         assert (rainy - photo_HWC).min() > -0.02
+
+
+def test_rain_is_thicker_in_some_parts_of_a_picture_as_in_sirr():
+    spread = []
+    for seed in range(60):
+        mask = rain_mask(np.random.default_rng(seed), 320, 480, 0.6)
+        blocks = mask.reshape(8, 40, 8, 60).mean(axis=(1, 3))
+        spread.append(blocks.std() / max(blocks.mean(), 1e-6))
+    assert 0.4 < np.median(spread) < 0.7
 
 
 def test_streaks_run_along_their_angle():

@@ -51,7 +51,7 @@ class Phase:
     batch_size: int
 
 
-PHASES = (Phase(0.0, 128, 4), Phase(0.6, 160, 3), Phase(0.85, 224, 2))
+PHASES = (Phase(0.0, 128, 4), Phase(0.45, 192, 2), Phase(0.7, 320, 1))
 
 
 def phase_at(step: int, steps: int, phases: tuple[Phase, ...] = PHASES) -> Phase:
@@ -76,10 +76,9 @@ class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def weather_labels(kinds: list[str]) -> Tensor:
-    """Kinds -> (B, 4) of 0 and 1 in the order of WEATHERS; NaN where the kind does not tell (mixtures, own pairs)."""
-    known = {"clean", *WEATHERS}
+    """Kinds -> (B, 4) of 0 and 1 in the order of WEATHERS; NaN where the kind does not tell (the user's own pairs)."""
     return torch.tensor(
-        [[float(weather == kind) if kind in known else math.nan for weather in WEATHERS] for kind in kinds]
+        [[math.nan if kind == "pairs" else float(weather in kind.split("+")) for weather in WEATHERS] for kind in kinds]
     )
 
 

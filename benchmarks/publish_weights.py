@@ -21,7 +21,7 @@ LIMITS = (
     "Raindrops: a small gain only (see the table); a clear photograph may be taken for one with faint drops.",
     "The thinnest haze outdoors is not recognised; tell it with --weather haze.",
     "Dark or very dense fog can come back too dark.",
-    "Bright veils of rain are only partly removed: they cannot be told from a bright scene.",
+    "Bright veils of rain are only partly removed.",
     "Several weathers at once were a twentieth of the training; a part of them stays (see the table).",
     "Trained on synthetic rain, drops and snow and on indoor haze; strong real weather is only partly removed.",
     "Opaque occlusion (large drops, thick flakes) destroys detail; it comes back smooth, not invented.",

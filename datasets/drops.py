@@ -114,8 +114,17 @@ def _surroundings(rng: np.random.Generator) -> tuple[ImageArray, np.float32]:
     return colour_C.astype(np.float32), np.float32(rng.uniform(0.05, 0.65))
 
 
-def add_raindrops(clean_HWC: ImageArray, rng: np.random.Generator, *, strength: float | None = None) -> ImageArray:
-    """Out-of-focus drops on glass over `clean_HWC` (HWC float32 sRGB in [0, 1]); same shape and range returned."""
+def add_raindrops(
+    clean_HWC: ImageArray,
+    rng: np.random.Generator,
+    *,
+    strength: float | None = None,
+    opacity_HW: ImageArray | None = None,
+) -> ImageArray:
+    """Out-of-focus drops on glass over `clean_HWC` (HWC float32 sRGB in [0, 1]); same shape and range returned.
+
+    `opacity_HW` (float32), if given, receives how much of the scene the drops hide, in [0, 1].
+    """
     height, width = clean_HWC.shape[:2]
     drawn = rng.random()
     glass = _draw_glass(rng, float(drawn if strength is None else strength))
@@ -128,6 +137,8 @@ def add_raindrops(clean_HWC: ImageArray, rng: np.random.Generator, *, strength: 
     light_HWC = np.clip(shown_HWC * (1.0 - share) + share * colour_C + canvas_HW4[..., 2:3], 0.0, 1.0)
     layers_HW4 = np.dstack([light_HWC * canvas_HW4[..., 3:], canvas_HW4[..., 3]])
     layers_HW4 = _defocus(layers_HW4, max(0.5, glass.defocus_px)) * np.float32(glass.opacity)
+    if opacity_HW is not None:
+        opacity_HW[...] = layers_HW4[..., 3]
     result_HWC = clean_HWC * (1.0 - layers_HW4[..., 3:]) + layers_HW4[..., :3]
     if rng.random() < 0.3:  # a wet film lowers the contrast in patches
         film_HW1 = np.float32(rng.uniform(0.02, 0.15)) * smooth_field(rng, height, width, 3)[..., None]

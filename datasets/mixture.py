@@ -35,13 +35,13 @@ class MixtureWeights:
     as they are. Clean samples teach the model to leave good pictures alone.
     """
 
-    haze_pairs: float = 0.22
-    haze: float = 0.13
+    haze_pairs: float = 0.19
+    haze: float = 0.11
     rain: float = 0.26
-    drops: float = 0.17
-    snow: float = 0.10
+    drops: float = 0.25
+    snow: float = 0.08
     mixture: float = 0.05
-    clean: float = 0.07
+    clean: float = 0.06
     user_pairs: float = 0.20
 
 
@@ -223,7 +223,9 @@ class RestorationMixture:
             return weather.add_haze(y_HWC, rng, depth_HW=depth_HW), y_HWC
         return weather.add_haze(y_HWC, rng), y_HWC
 
-    def _weathered(self, rng: np.random.Generator, kind: str, crop_px: int) -> tuple[ImageArray, ImageArray]:
+    def _weathered(
+        self, rng: np.random.Generator, kind: str, crop_px: int, opacity_HW: ImageArray | None
+    ) -> tuple[ImageArray, ImageArray]:
         """(degraded, clean) of a photograph; rain and snow now and then from a photographed mask."""
         # Gravity: a turned photograph is fine for drops and for none, not for things that fall or lie on the ground.
         y_HWC = self._photo(rng, crop_px, whole=0.4, turn=kind in ("drops", "clean"))
@@ -233,13 +235,18 @@ class RestorationMixture:
         if masks and rng.random() < 0.15:
             mask_HW = masks[int(rng.integers(len(masks)))]
             return weather.add_mask(y_HWC, rng, mask_HW), y_HWC
-        strength = None if "+" in kind else _visible(rng)  # the parts of a mixture are drawn one by one
-        return weather.degrade(y_HWC, kind, rng, strength=strength), y_HWC
+        # The parts of a mixture are drawn one by one. A few drops on a window can be seen well: a network that is
+        # mostly shown wet ones takes a soft background for drops.
+        strength = None if kind == "drops" or "+" in kind else _visible(rng)
+        return weather.degrade(y_HWC, kind, rng, strength=strength, opacity_HW=opacity_HW), y_HWC
 
-    def sample(self, rng: np.random.Generator, source: str, crop_px: int) -> tuple[ImageArray, ImageArray]:
+    def sample(
+        self, rng: np.random.Generator, source: str, crop_px: int, opacity_HW: ImageArray | None = None
+    ) -> tuple[ImageArray, ImageArray]:
         """(degraded, clean), HWC float32 in [0, 1], of one source.
 
-        A source is a field name of `MixtureWeights`, or weathers joined by "+" as in `weather.degrade`.
+        A source is a field name of `MixtureWeights`, or weathers joined by "+" as in `weather.degrade`, which also says
+        what `opacity_HW` receives.
         """
         if source == "haze_pairs":
             return self._real_pair(rng, self.haze_pairs, crop_px)
@@ -247,7 +254,10 @@ class RestorationMixture:
             return self._real_pair(rng, self.user_pairs, crop_px)
         if source == "mixture":
             source = weather.draw_mixture(rng)
-        x_HWC, y_HWC = self._synthetic_haze(rng, crop_px) if source == "haze" else self._weathered(rng, source, crop_px)
+        if source == "haze":
+            x_HWC, y_HWC = self._synthetic_haze(rng, crop_px)
+        else:
+            x_HWC, y_HWC = self._weathered(rng, source, crop_px, opacity_HW)
         # What cameras add last; seldom, because the dev sets have little of it.
         if rng.random() < 0.06:
             x_HWC = weather.add_noise(x_HWC, rng)
@@ -263,22 +273,25 @@ class RestorationMixture:
 
     def batch(
         self, rng: np.random.Generator, batch_size: int, crop_px: int
-    ) -> tuple[ImageArray, ImageArray, list[str]]:
-        """(x_BCHW, y_BCHW, kinds): degraded and clean, float32 in [0, 1], contiguous; kinds as in `weather.degrade`.
+    ) -> tuple[ImageArray, ImageArray, ImageArray, list[str]]:
+        """(x_BCHW, y_BCHW, opacity_B1HW, kinds): degraded, clean, how much of the scene drops hide, and the weather.
 
-        Mixtures tell their parts ("haze+rain"); real haze pairs count as haze; the user's own pairs are of kind
-        "pairs".
+        Arrays are float32 in [0, 1] and contiguous, kinds as in `weather.degrade`. Mixtures tell their parts
+        ("haze+rain"); real haze pairs count as haze; the user's own pairs are of kind "pairs", their opacity is NaN.
         """
         x_BCHW = np.empty((batch_size, 3, crop_px, crop_px), np.float32)
         y_BCHW = np.empty_like(x_BCHW)
+        opacity_B1HW = np.zeros((batch_size, 1, crop_px, crop_px), np.float32)
         kinds = []
         for i, source in enumerate(self._stratified(rng, batch_size)):
             if source == "mixture":
                 source = weather.draw_mixture(rng)
-            x_HWC, y_HWC = self.sample(rng, source, crop_px)
+            if source == "user_pairs":
+                opacity_B1HW[i] = np.nan
+            x_HWC, y_HWC = self.sample(rng, source, crop_px, opacity_B1HW[i, 0])
             x_BCHW[i], y_BCHW[i] = x_HWC.transpose(2, 0, 1), y_HWC.transpose(2, 0, 1)
             kinds.append({"haze_pairs": "haze", "user_pairs": "pairs"}.get(source, source))
-        return x_BCHW, y_BCHW, kinds
+        return x_BCHW, y_BCHW, opacity_B1HW, kinds
 
 
 def dev_sets(root: Path | str) -> dict[str, PairedFolder]:

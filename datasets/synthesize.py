@@ -26,15 +26,13 @@ def synthesize(
     Raises:
         UsageError: unknown kind, or no photograph in the folder.
     """
-    parts = kind.split("+")
-    if unknown := sorted(set(parts) - set(weather.WEATHER if "+" in kind else weather.KINDS)):
-        raise UsageError(f"{unknown[0]}: no such weather; choose from {', '.join(weather.KINDS)}, or join some by +")
+    numbers = [(*weather.KINDS, "noise").index(part) for part in weather.parts_of(kind)]
     paths = list_images(folder)
     if not paths:
         raise UsageError(f"{folder}: no photograph to weather; put .png, .jpg, .webp, .bmp or .tif files there")
     for i, path in enumerate(paths):
         clean_HWC = read_image(path)
-        rng = np.random.default_rng([seed, i, *(weather.KINDS.index(part) for part in parts)])
+        rng = np.random.default_rng([seed, i, *numbers])
         degraded_HWC = weather.degrade(clean_HWC.astype(np.float32) / np.float32(255), kind, rng, strength=strength)
         yield np.round(degraded_HWC * 255).astype(np.uint8), clean_HWC, path.stem
 

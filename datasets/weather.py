@@ -221,6 +221,16 @@ MIXTURES: tuple[tuple[str, ...], ...] = (
     ("haze", "noise"),
 )
 KINDS: tuple[str, ...] = ("clean", *WEATHER, "mixture")
+PARTS: tuple[str, ...] = (*WEATHER, "noise")  # what may be joined
+
+
+def parts_of(kind: str) -> tuple[str, ...]:
+    """("haze", "rain") of "haze+rain", ("rain",) of "rain". UsageError: neither one of KINDS nor PARTS joined."""
+    parts = tuple(kind.split("+"))
+    known = PARTS if len(parts) > 1 else KINDS
+    if unknown := sorted(set(parts) - set(known)):
+        raise UsageError(f"{unknown[0]!r}: no such weather; use one of {', '.join(KINDS)}, or join some by +")
+    return parts
 
 
 def draw_mixture(rng: np.random.Generator) -> str:
@@ -229,25 +239,21 @@ def draw_mixture(rng: np.random.Generator) -> str:
 
 
 def _mixture(
-    clean_HWC: ImageArray, names: list[str], rng: np.random.Generator, depth_HW: ImageArray | None,
-    strength: float | None,
+    clean_HWC: ImageArray, names: tuple[str, ...], rng: np.random.Generator, depth_HW: ImageArray | None,
+    strength: float | None, opacity_HW: ImageArray | None,
 ) -> ImageArray:  # fmt: skip
     """Several at once, each a little milder than alone."""
     steps: dict[str, Callable[[ImageArray, float], ImageArray]] = {
         "haze": lambda image, level: add_haze(image, rng, depth_HW=depth_HW, strength=level),
         "noise": lambda image, level: add_noise(image, rng, strength=level),
-        **{name: _bind(WEATHER[name], rng) for name in ("rain", "drops", "snow")},
+        "drops": lambda image, level: add_raindrops(image, rng, strength=level, opacity_HW=opacity_HW),
+        "rain": lambda image, level: add_rain(image, rng, strength=level),
+        "snow": lambda image, level: add_snow(image, rng, strength=level),
     }
-    if unknown := sorted(set(names) - set(steps)):
-        raise UsageError(f"unknown weather {unknown[0]!r} in a mixture: use some of {', '.join(steps)}")
     result_HWC = clean_HWC
     for name in names:
         result_HWC = steps[name](result_HWC, 0.75 * _severity(rng, strength))
     return result_HWC
-
-
-def _bind(function: WeatherFunction, rng: np.random.Generator) -> Callable[[ImageArray, float], ImageArray]:
-    return lambda image, level: function(image, rng, strength=level)
 
 
 def degrade(
@@ -257,19 +263,20 @@ def degrade(
     *,
     depth_HW: ImageArray | None = None,
     strength: float | None = None,
+    opacity_HW: ImageArray | None = None,
 ) -> ImageArray:
     """One picture in bad weather of the named kind: one of KINDS, or several joined by "+", the farthest first.
 
-    "mixture" draws one of MIXTURES. Raises UsageError for an unknown kind.
+    "mixture" draws one of MIXTURES. `opacity_HW` (float32), if given, receives how much of the scene drops hide; it is
+    left as it is where the kind has none. Raises UsageError for an unknown kind.
     """
+    parts = parts_of(draw_mixture(rng) if kind == "mixture" else kind)
+    if len(parts) > 1:
+        return _mixture(clean_HWC, parts, rng, depth_HW, strength, opacity_HW)
     if kind == "clean":
         return np.ascontiguousarray(clean_HWC, dtype=np.float32).copy()
     if kind == "haze":
         return add_haze(clean_HWC, rng, depth_HW=depth_HW, strength=strength)
-    if kind == "mixture":
-        kind = draw_mixture(rng)
-    if "+" in kind:
-        return _mixture(clean_HWC, kind.split("+"), rng, depth_HW, strength)
-    if kind not in WEATHER:
-        raise UsageError(f"unknown weather {kind!r}: use one of {', '.join(KINDS)}")
+    if kind == "drops":
+        return add_raindrops(clean_HWC, rng, strength=strength, opacity_HW=opacity_HW)
     return WEATHER[kind](clean_HWC, rng, strength=strength)

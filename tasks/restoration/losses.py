@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moevision.backbone.backbone import pad_to_stride
+
 
 def l1_error(restored_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """Mean absolute error of each picture: (B,)."""
@@ -46,8 +48,23 @@ def relative(error_B: Tensor, input_error_B: Tensor, power: float, knee: float =
     return (error_B / (input_error_B.detach() + knee) ** power).mean()
 
 
+def opacity_loss(logits_B1hw: Tensor, opacity_B1HW: Tensor) -> Tensor:
+    """Binary cross-entropy of how much of the scene drops hide at every place; NaN targets are left out.
+
+    Args:
+        logits_B1hw: at stride 2 of the picture padded to a multiple of 8.
+        opacity_B1HW: in [0, 1], at the picture's size.
+    """
+    target_B1hw = F.avg_pool2d(pad_to_stride(opacity_B1HW), 2)
+    return _where_known(logits_B1hw, target_B1hw)
+
+
 def weather_loss(logits_BW: Tensor, labels_BW: Tensor) -> Tensor:
     """Binary cross-entropy per weather (a picture may show several, or none); NaN labels are left out."""
-    known_BW = ~labels_BW.isnan()
-    error_BW = F.binary_cross_entropy_with_logits(logits_BW, labels_BW.nan_to_num(0.0), reduction="none")
-    return (error_BW * known_BW).sum() / known_BW.sum().clamp(min=1)
+    return _where_known(logits_BW, labels_BW)
+
+
+def _where_known(logits: Tensor, targets: Tensor) -> Tensor:
+    known = ~targets.isnan()
+    error = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(0.0), reduction="none")
+    return (error * known).sum() / known.sum().clamp(min=1)

@@ -8,11 +8,16 @@ streaks and flakes what the gain does for haze (`tophat.py`).
 
 The head has one kernel per weather, so that what one weather needs does not harm another, and a weather is taken away
 as strongly as it was detected. An untrained head changes nothing, which is how training starts.
+
+Drops are found before they are taken away, after the attention map of "Attentive GAN for raindrop removal" (Qian et
+al., CVPR 2018): halfway through the decoder the network says how much of the scene they hide, trained on the truth the
+synthesis knows, and the rest of the decoder is told. To find the drops is what is hard to learn
+(benchmarks/drops_known.py).
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +75,22 @@ PRESETS = {
 }
 
 
+class Restoration(NamedTuple):
+    """What the network says about a picture.
+
+    Attributes:
+        restored_BCHW: of the input's shape and float type, not clamped.
+        weather_BW: logits (B, 4) in the order of WEATHERS.
+        opacity_B1hw: logits of how much of the scene drops hide, at stride 2 of the picture padded to a multiple of 8.
+    """
+
+    restored_BCHW: Tensor
+    weather_BW: Tensor
+    opacity_B1hw: Tensor
+
+
 class RestorationNet(nn.Module):
-    """Degraded picture in, restored picture and detected weather out."""
+    """Degraded picture in, restored picture, detected weather and places of drops out."""
 
     def __init__(self, config: RestorationConfig) -> None:
         super().__init__()
@@ -89,10 +108,11 @@ class RestorationNet(nn.Module):
         self.tone = ToneBranch(config.backbone.in_channels, c8, len(WEATHERS))
         self.enter_hats = nn.Conv2d(4 * len(WINDOWS_PX), c2, 1, bias=False)
         nn.init.zeros_(self.enter_hats.weight)
+        self.locate_drops = nn.Conv2d(c4, 4, 1)
+        self.enter_drops = nn.Conv2d(1, c2, 1, bias=False)
+        nn.init.zeros_(self.enter_drops.weight)
 
-    def forward(
-        self, x_BCHW: Tensor, context: Context | None = None, weather_BW: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BCHW: Tensor, context: Context | None = None, weather_BW: Tensor | None = None) -> Restoration:
         """Restore.
 
         Args:
@@ -100,10 +120,6 @@ class RestorationNet(nn.Module):
             context: receives routing, losses and statistics; frozen statistics in it are used as they are.
             weather_BW: (B or 1, 4) in [0, 1]: what to take away, in the order of WEATHERS; where it is NaN, or without
                 it, what the network detects.
-
-        Returns:
-            restored (B, C, H, W) of the input's float type, not clamped, and weather logits (B, 4) in the order of
-            WEATHERS.
         """
         context = context if context is not None else Context()
         hats_BKCHW = top_hats(x_BCHW)
@@ -113,7 +129,7 @@ class RestorationNet(nn.Module):
         context.statistic("tone", lambda: tone_statistics(x_BCHW, hats_BKCHW))
         logits_BW, tone_BWO = self.judge(context)
         weather_BW = _told_or_detected(weather_BW, logits_BW)
-        x2 = self._decode(skip2, skip4, x8, hats_BKCHW, weather_BW, context)
+        x2, opacity_B1hw = self._decode(skip2, skip4, x8, hats_BKCHW, weather_BW, context)
         height, width = x_BCHW.shape[-2:]
         maps = F.pixel_shuffle(self.head(x2, weather_BW), 2)[..., :height, :width]
         gain_bias, share_BKHW = maps.split((tone_BWO.shape[2], hats_BKCHW.shape[1]), dim=1)
@@ -124,7 +140,7 @@ class RestorationNet(nn.Module):
         for k in range(hats_BKCHW.shape[1]):
             share_B1HW = share_BKHW[:, k : k + 1].to(x_BCHW.dtype)
             restored_BCHW = torch.addcmul(restored_BCHW, share_B1HW, hats_BKCHW[:, k], value=-1)
-        return restored_BCHW, logits_BW
+        return Restoration(restored_BCHW, logits_BW, opacity_B1hw)
 
     def judge(self, context: Context) -> tuple[Tensor, Tensor]:
         """From the picture-wide statistics in `context`: weather logits (B, 4), tone correction (B, 4, 2 C).
@@ -137,15 +153,17 @@ class RestorationNet(nn.Module):
 
     def _decode(
         self, skip2: Tensor, skip4: Tensor, x8: Tensor, hats_BKCHW: Tensor, weather_BW: Tensor, context: Context
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         x = skip4 + F.pixel_shuffle(self.up4(x8), 2) + self.condition4(weather_BW)[..., None, None]
         for block in self.decoder4:
             x = block(x, context)
+        opacity_B1hw = F.pixel_shuffle(self.locate_drops(x), 2)
         x = skip2 + F.pixel_shuffle(self.up2(x), 2) + self.condition2(weather_BW)[..., None, None]
         x = x + self.enter_hats(F.pixel_unshuffle(pad_to_stride(hats_BKCHW.mean(2).to(x.dtype)), 2))
+        x = x + self.enter_drops(opacity_B1hw.sigmoid())
         for block in self.decoder2:
             x = block(x, context)
-        return x
+        return x, opacity_B1hw
 
     def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:
         scene = self.scene

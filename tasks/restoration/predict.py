@@ -85,7 +85,7 @@ class RestorationTask:
 
     def _restore_tile(self, tile_HWC: np.ndarray, context: Context) -> np.ndarray:
         x_BCHW = self._to_tensor(tile_HWC)
-        restored_BCHW, _ = self.model(x_BCHW, context, self._told_BW)
+        restored_BCHW = self.model(x_BCHW, context, self._told_BW).restored_BCHW
         restored_HWC = restored_BCHW[0].permute(1, 2, 0).float().clamp_(0, 1).cpu().numpy()
         if self.strength == 1.0:
             return restored_HWC

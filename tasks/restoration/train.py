@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from moevision.datasets.mixture import RestorationMixture, dev_sets
 from moevision.datasets.paired import PixelArray
 from moevision.errors import UsageError, WeightsError
 from moevision.moe import Context
-from moevision.tasks.restoration.losses import fourier_error, l1_error, relative, rms_error, weather_loss
+from moevision.tasks.restoration.losses import fourier_error, l1_error, opacity_loss, relative, rms_error, weather_loss
 from moevision.tasks.restoration.metrics import psnr
 from moevision.tasks.restoration.model import PRESETS, RestorationConfig, RestorationNet
 from moevision.tasks.restoration.weathers import WEATHERS
@@ -35,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 RMS_WEIGHT, L1_WEIGHT, FOURIER_WEIGHT = 1.0, 0.25, 0.25
 RESTORATION_WEIGHT = 0.2
 WEATHER_WEIGHT = 0.08
+OPACITY_WEIGHT = 0.15
 PLATEAU = 0.4
 LOSS_POWER = 0.5
 # Share of samples whose weather the network is told: restoring and detecting need not wait for each other.
@@ -59,7 +61,14 @@ def phase_at(step: int, steps: int, phases: tuple[Phase, ...] = PHASES) -> Phase
     return [phase for phase in phases if step >= phase.begins * steps][-1]
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class _Batch(NamedTuple):
+    x_BCHW: Tensor
+    y_BCHW: Tensor
+    opacity_B1HW: Tensor  # how much of the scene drops hide
+    labels_BW: Tensor
+
+
+class _Batches(Dataset[_Batch]):
     """Batch number -> batch; a function of (seed, step) alone."""
 
     def __init__(self, mixture: RestorationMixture, steps: int, seed: int, phases: tuple[Phase, ...]) -> None:
@@ -68,11 +77,12 @@ class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, step: int) -> _Batch:
         phase = phase_at(step, self.steps, self.phases)
         rng = np.random.default_rng((self.seed, step))
-        x_BCHW, y_BCHW, kinds = self.mixture.batch(rng, phase.batch_size, phase.crop_px)
-        return torch.from_numpy(x_BCHW), torch.from_numpy(y_BCHW), weather_labels(kinds)
+        *arrays, kinds = self.mixture.batch(rng, phase.batch_size, phase.crop_px)
+        x_BCHW, y_BCHW, opacity_B1HW = map(torch.from_numpy, arrays)
+        return _Batch(x_BCHW, y_BCHW, opacity_B1HW, weather_labels(kinds))
 
 
 def weather_labels(kinds: list[str]) -> Tensor:
@@ -168,7 +178,7 @@ def _first_step(out: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
 
 
-def _loader(batches: _Batches, first: int, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _loader(batches: _Batches, first: int, workers: int) -> Iterator[_Batch]:
     return iter(
         DataLoader(
             batches,
@@ -180,15 +190,16 @@ def _loader(batches: _Batches, first: int, workers: int) -> Iterator[tuple[Tenso
     )
 
 
-def _losses(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    x_BCHW, y_BCHW, labels_BW = batch
+def _losses(model: nn.Module, batch: _Batch) -> dict[str, Tensor]:
+    x_BCHW, y_BCHW, opacity_B1HW, labels_BW = batch
     x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     context = Context()
     told_B1 = torch.rand(len(x_BCHW), 1) < TOLD
-    restored_BCHW, logits_BW = model(x_BCHW, context, labels_BW.masked_fill(~told_B1, math.nan))
+    restored_BCHW, logits_BW, opacity_B1hw = model(x_BCHW, context, labels_BW.masked_fill(~told_B1, math.nan))
     return {
         "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW), LOSS_POWER),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
+        "opacity": OPACITY_WEIGHT * opacity_loss(opacity_B1hw, opacity_B1HW),
         "balance": torch.as_tensor(context.auxiliary_loss()),
     }
 
@@ -211,7 +222,7 @@ def _validate(model: nn.Module, sets: dict[str, DevPictures], out: Path) -> dict
         for degraded_HWC, target_HWC, _ in pairs:
             context = Context()
             x = torch.from_numpy(degraded_HWC).permute(2, 0, 1)[None].float() / 255
-            restored, _ = model(x.contiguous(memory_format=torch.channels_last), context)
+            restored = model(x.contiguous(memory_format=torch.channels_last), context).restored_BCHW
             image_HWC = (restored[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             values.append(psnr(image_HWC, target_HWC))
             for layer, record in context.records.items():

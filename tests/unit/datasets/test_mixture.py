@@ -18,13 +18,22 @@ def mixture(made_root):
 
 
 def test_batch_has_the_promised_form(mixture):
-    x, y, kinds = mixture.batch(np.random.default_rng(0), 24, 48)
+    x, y, opacity, kinds = mixture.batch(np.random.default_rng(0), 24, 48)
     for array in (x, y):
         assert array.shape == (24, 3, 48, 48)
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
         assert array.min() >= 0
         assert array.max() <= 1
+    assert opacity.shape == (24, 1, 48, 48)
+    assert opacity.dtype == np.float32
+    for kind, opacity_1HW in zip(kinds, opacity, strict=True):
+        if kind == "pairs":
+            assert np.isnan(opacity_1HW).all()
+        elif "drops" in kind.split("+"):
+            assert 0 < opacity_1HW.max() <= 1
+        else:
+            assert (opacity_1HW == 0).all()
     assert len(kinds) == 24
     assert set(kinds) <= {"clean", "pairs", *WEATHER, *("+".join(names) for names in MIXTURES)}
 
@@ -34,7 +43,8 @@ def test_batch_repeats_with_the_seed(mixture):
     second = mixture.batch(np.random.default_rng(3), 12, 32)
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
-    assert first[2] == second[2]
+    np.testing.assert_array_equal(first[2], second[2])
+    assert first[3] == second[3]
 
 
 def test_stored_pictures_stay_untouched(mixture):
@@ -45,7 +55,7 @@ def test_stored_pictures_stay_untouched(mixture):
 
 
 def test_all_sources_turn_up_in_their_shares(mixture):
-    _, _, kinds = mixture.batch(np.random.default_rng(0), 400, 16)
+    *_, kinds = mixture.batch(np.random.default_rng(0), 400, 16)
     share = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
     total = sum(vars(WEIGHTS).values())
     assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze) / total, abs=0.07)
@@ -58,7 +68,7 @@ def test_all_sources_turn_up_in_their_shares(mixture):
 
 @pytest.mark.parametrize("crop_px", [8, 95, 200])
 def test_crops_larger_than_the_photographs_are_made_by_resizing(mixture, crop_px):
-    x, _, _ = mixture.batch(np.random.default_rng(0), 10, crop_px)
+    x, *_ = mixture.batch(np.random.default_rng(0), 10, crop_px)
     assert x.shape == (10, 3, crop_px, crop_px)
     assert np.isfinite(x).all()
 
@@ -84,7 +94,7 @@ def test_pairs_stay_aligned(made_root):
 @pytest.mark.parametrize("count", [3, 8, 25])
 def test_every_batch_holds_each_weather_in_its_share_as_far_as_it_has_room(mixture, count):
     rng = np.random.default_rng(0)
-    batches = [mixture.batch(rng, count, 16)[2] for _ in range(60)]
+    batches = [mixture.batch(rng, count, 16)[-1] for _ in range(60)]
     for kind in ("rain", "drops", "snow"):
         counts = np.array([kinds.count(kind) for kinds in batches])
         assert (np.abs(counts - mixture.shares[kind] * count) < 1).all()
@@ -106,7 +116,7 @@ def test_a_folder_with_photographs_alone_is_enough(tmp_path):
     save(tmp_path / "clean" / "p.png", make_photo(1, 40, 40))
     mixture = RestorationMixture(tmp_path)
     assert mixture.shares["haze"] == pytest.approx(WEIGHTS.haze_pairs + WEIGHTS.haze)
-    x, _, kinds = mixture.batch(np.random.default_rng(0), 16, 24)
+    x, *_, kinds = mixture.batch(np.random.default_rng(0), 16, 24)
     assert x.shape == (16, 3, 24, 24)
     assert "pairs" not in kinds
 

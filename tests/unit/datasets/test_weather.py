@@ -65,6 +65,21 @@ def test_a_mixture_is_one_of_the_joined_kinds_and_these_can_be_named(photo_HWC):
     np.testing.assert_array_equal(named, weather.degrade(photo_HWC, "mixture", np.random.default_rng(3)))
 
 
+@pytest.mark.parametrize("kind", ["drops", "haze+drops", "mixture"])
+def test_the_opacity_of_drops_tells_where_they_changed_the_picture(kind):
+    grey = np.full((64, 80, 3), 0.02, np.float32)
+    for seed in range(12):
+        opacity_HW = np.zeros((64, 80), np.float32)
+        drawn = "+".join(weather.MIXTURES[seed % len(weather.MIXTURES)]) if kind == "mixture" else kind
+        result = weather.degrade(grey, drawn, np.random.default_rng(seed), strength=0.4, opacity_HW=opacity_HW)
+        np.testing.assert_array_equal(result, weather.degrade(grey, drawn, np.random.default_rng(seed), strength=0.4))
+        assert 0 <= opacity_HW.min() <= opacity_HW.max() <= 1
+        assert (opacity_HW.max() > 0) == ("drops" in drawn)
+        if drawn == "drops":
+            change_HW = np.abs(result - grey).mean(2)
+            assert np.corrcoef(change_HW.ravel(), opacity_HW.ravel())[0, 1] > 0.6
+
+
 @pytest.mark.parametrize("kind", ["hail", "haze+hail", "haze+"])
 def test_an_unknown_weather_alone_or_in_a_mixture_is_refused(photo_HWC, kind):
     with pytest.raises(UsageError, match="use"):

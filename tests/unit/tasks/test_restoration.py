@@ -15,7 +15,7 @@ from moevision.imaging.picture import picture_from_array
 from moevision.moe import Context
 from moevision.tasks.restoration.baselines import dark_channel
 from moevision.tasks.restoration.conditional import ConditionalConv
-from moevision.tasks.restoration.losses import fourier_error, l1_error, relative, rms_error, weather_loss
+from moevision.tasks.restoration.losses import fourier_error, l1_error, opacity_loss, relative, rms_error, weather_loss
 from moevision.tasks.restoration.metrics import luma, psnr, quality, ssim
 from moevision.tasks.restoration.model import PRESETS, RestorationConfig, RestorationNet
 from moevision.tasks.restoration.predict import RestorationTask, statistics_mosaic
@@ -32,6 +32,7 @@ def network(seed=0, wake=True):
         torch.nn.init.normal_(net.tone.weather.weight, std=0.05)
         torch.nn.init.normal_(net.tone.correct.weight, std=0.02)
         torch.nn.init.normal_(net.enter_hats.weight, std=0.05)
+        torch.nn.init.normal_(net.enter_drops.weight, std=0.05)
     return net
 
 
@@ -48,15 +49,15 @@ def image(height, width, seed=0, dtype=np.uint8):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(1, 33), st.integers(1, 33))
 def test_output_has_the_input_size_for_any_size(height, width):
-    restored, logits = network()(torch.rand(1, 3, height, width))
+    restored, logits, opacity = network()(torch.rand(1, 3, height, width))
     assert restored.shape == (1, 3, height, width)
     assert logits.shape == (1, len(WEATHERS))
+    assert opacity.shape == (1, 1, -(-height // 8) * 4, -(-width // 8) * 4)
 
 
 def test_an_untrained_network_returns_the_picture_unchanged():
     x = torch.rand(1, 3, 17, 23)
-    restored, _ = network(wake=False)(x)
-    assert torch.equal(restored, x)
+    assert torch.equal(network(wake=False)(x).restored_BCHW, x)
 
 
 def test_evaluation_is_bit_equal_from_call_to_call():
@@ -66,7 +67,7 @@ def test_evaluation_is_bit_equal_from_call_to_call():
 
 def test_a_weather_that_is_told_counts_and_one_that_is_not_is_detected():
     net, x = network(), torch.rand(1, 3, 32, 40)
-    detected, logits = net(x)
+    detected, logits, _ = net(x)
     unknown = torch.full((1, 4), math.nan)
     assert torch.equal(net(x, None, unknown)[0], detected)
     torch.testing.assert_close(net(x, None, logits.sigmoid())[0], detected)
@@ -94,8 +95,8 @@ def test_a_conditional_convolution_is_the_sum_of_its_convolutions(batch, height,
 def test_every_parameter_learns():
     net = network().train()
     context = Context()
-    restored, logits = net(torch.rand(2, 3, 32, 32), context)
-    (restored.square().mean() + logits.square().mean() + context.auxiliary_loss()).backward()
+    restored, logits, opacity = net(torch.rand(2, 3, 32, 32), context)
+    (restored.square().mean() + logits.square().mean() + opacity.mean() + context.auxiliary_loss()).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -267,6 +268,27 @@ def test_the_damage_is_a_constant_of_the_relative_error():
     damage = torch.tensor([0.3], requires_grad=True)
     relative(torch.tensor([0.1], requires_grad=True), damage, power=0.75).backward()
     assert damage.grad is None
+
+
+def test_drops_are_placed_where_they_hide_the_scene_in_a_picture_of_any_size():
+    torch.manual_seed(0)
+    opacity = torch.zeros(1, 1, 13, 22)
+    opacity[..., 2:8, 4:10] = 0.9
+    logits = torch.zeros(1, 1, 8, 12, requires_grad=True)
+    opacity_loss(logits, opacity).backward()
+    assert (logits.grad[..., 1:4, 2:5] < 0).all()
+    away = torch.ones(8, 12, dtype=torch.bool)
+    away[1:4, 2:5] = False
+    assert (logits.grad[0, 0, away] > 0).all()
+    assert opacity_loss(torch.full_like(logits, 3.0), opacity) > opacity_loss(torch.full_like(logits, -3.0), opacity)
+
+
+def test_unknown_places_of_drops_do_not_train():
+    logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
+    opacity = torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), math.nan)])
+    opacity_loss(logits, opacity).backward()
+    assert (logits.grad[0] > 0).all()
+    assert (logits.grad[1] == 0).all()
 
 
 def test_unknown_weather_labels_do_not_train():

@@ -36,10 +36,10 @@ class MixtureWeights:
     """
 
     haze_pairs: float = 0.19
-    haze: float = 0.11
-    rain: float = 0.26
+    haze: float = 0.10
+    rain: float = 0.29
     drops: float = 0.25
-    snow: float = 0.08
+    snow: float = 0.06
     mixture: float = 0.05
     clean: float = 0.06
     user_pairs: float = 0.20

@@ -18,7 +18,7 @@ from moevision.checkpoint import load_model
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LIMIT_BYTES = 10_000_000
 LIMITS = (
-    "Raindrops: a small gain only (see the table); a clear photograph may be taken for one with faint drops.",
+    "Raindrops: large or bright ones stay; a clear photograph may be taken for one with faint drops.",
     "The thinnest haze outdoors is not recognised; tell it with --weather haze.",
     "Dark or very dense fog can come back too dark.",
     "Bright veils of rain are only partly removed.",

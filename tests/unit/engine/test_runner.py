@@ -147,6 +147,15 @@ def test_an_interrupt_while_writing_waits_for_the_ledger_line(todo, invert, monk
     assert sorted(path.name for path in Path("out").glob("*.png")) == ["0.png"]
 
 
+@pytest.fixture
+def sigint_not_ignored():
+    # A shell ignores it for what it starts in the background, and a run respects that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_not_ignored")
 def test_an_interrupt_while_computing_is_immediate(todo, invert):
     def interrupt(_):
         signal.raise_signal(signal.SIGINT)

@@ -7,7 +7,8 @@ airlight is nearly white: stretched about black, gain and bias would have to can
 streaks and flakes what the gain does for haze (`tophat.py`).
 
 The head has one kernel per weather, so that what one weather needs does not harm another, and a weather is taken away
-as strongly as it was detected. An untrained head changes nothing, which is how training starts.
+as strongly as it was detected. An untrained head changes nothing, which is how training starts. Haze's gain and bias
+follow the picture's edges (`guided.py`); what the other weathers change has outlines of its own.
 
 Drops are found before they are taken away, after the attention map of "Attentive GAN for raindrop removal" (Qian et
 al., CVPR 2018): halfway through the decoder the network says how much of the scene they hide, trained on the truth the
@@ -29,6 +30,7 @@ from moevision.backbone.blocks import GatedConvBlock
 from moevision.backbone.config import MoEConfig, backbone_base, backbone_small, backbone_test, backbone_tiny
 from moevision.moe import Context, Window
 from moevision.tasks.restoration.conditional import ConditionalConv
+from moevision.tasks.restoration.guided import follow_edges
 from moevision.tasks.restoration.scene import SCENE_CHANNELS, SceneBranch
 from moevision.tasks.restoration.tone import ToneBranch, tone_statistics
 from moevision.tasks.restoration.tophat import WINDOWS_PX, top_hats
@@ -130,9 +132,7 @@ class RestorationNet(nn.Module):
         logits_BW, tone_BWO = self.judge(context)
         weather_BW = _told_or_detected(weather_BW, logits_BW)
         x2, opacity_B1hw = self._decode(skip2, skip4, x8, hats_BKCHW, weather_BW, context)
-        height, width = x_BCHW.shape[-2:]
-        maps = F.pixel_shuffle(self.head(x2, weather_BW), 2)[..., :height, :width]
-        gain_bias, share_BKHW = maps.split((tone_BWO.shape[2], hats_BKCHW.shape[1]), dim=1)
+        gain_bias, share_BKHW = self._corrections(x2, weather_BW, x_BCHW)
         tone_BO = torch.einsum("bw,bwo->bo", weather_BW, tone_BWO.expand(len(weather_BW), -1, -1))
         # bf16 has 8 bits: enough for gain, bias and shares, not for the picture.
         gain, bias = (gain_bias + tone_BO[..., None, None]).to(x_BCHW.dtype).chunk(2, dim=1)
@@ -164,6 +164,17 @@ class RestorationNet(nn.Module):
         for block in self.decoder2:
             x = block(x, context)
         return x, opacity_B1hw
+
+    def _corrections(self, x2: Tensor, weather_BW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every pixel: gain and bias (B, 2 C, H, W), shares of the top-hats (B, K, H, W)."""
+        (height, width), channels = x_BCHW.shape[-2:], 2 * x_BCHW.shape[1]
+        haze_W = weather_BW.new_tensor([weather == "haze" for weather in WEATHERS])
+        of_haze, of_others = (self.head(x2, weather_BW * part_W) for part_W in (haze_W, 1 - haze_W))
+        smooth, share_of_haze = of_haze.split((4 * channels, of_haze.shape[1] - 4 * channels), dim=1)
+        gain_bias, share = of_others.split((4 * channels, share_of_haze.shape[1]), dim=1)
+        gain_bias, share = (F.pixel_shuffle(m, 2)[..., :height, :width] for m in (gain_bias, share + share_of_haze))
+        smooth = follow_edges(smooth.unflatten(1, (channels, 4)).mean(2), x_BCHW.mean(1, keepdim=True))
+        return gain_bias + smooth, share
 
     def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:
         scene = self.scene

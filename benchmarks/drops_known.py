@@ -2,10 +2,10 @@
 
     python benchmarks/drops_known.py restoration-small --data ROOT --json benchmarks/records/DATE-NAME/drops-known.json
 
-Both arms go on from the same weights with the same samples for the same steps, told that the weather is drops. "known"
-also gets the true opacity of the drops, added to the stem by a convolution that starts at 0; "blind" is the network as
-it is, with the loss of its own guess of the opacity. The difference is what finding the drops would give this network
-in this number of steps. One seed.
+The arms go on from the same weights with the same samples for the same steps, told that the weather is drops. "known"
+also gets the true opacity of the drops, added to the stem by a convolution that starts at 0; "twice" gets there what
+the network itself guessed in a first pass; "blind" is the network as it is, with the loss of its own guess of the
+opacity. Known less blind is what finding the drops would give this network in this number of steps. One seed.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from moevision.tasks.restoration.model import RestorationNet
 from moevision.tasks.restoration.train import LOSS_POWER, OPACITY_WEIGHT, RESTORATION_WEIGHT
 from moevision.tasks.restoration.weathers import WEATHERS
 
+ARMS = ("blind", "known", "twice")
 DROPS = torch.tensor([[float(name == "drops") for name in WEATHERS]])
 
 
@@ -62,15 +63,28 @@ def dev_drops(root: Path, seed: int = 2026) -> list[tuple[np.ndarray, np.ndarray
     return result
 
 
+def tell(arm: str, net: RestorationNet, x_BCHW: Tensor, truth_B1HW: Tensor) -> None:
+    """Sets what the stem is told about these pictures; "blind" has no stem to be told."""
+    stem = net.backbone.stem
+    if not isinstance(stem, ToldStem):
+        return
+    stem.opacity_B1HW = truth_B1HW
+    if arm == "twice":
+        stem.opacity_B1HW = None
+        with torch.no_grad():
+            guess = net(x_BCHW, Context(), DROPS.expand(len(x_BCHW), -1)).opacity_B1hw.sigmoid()
+        full = F.interpolate(guess, scale_factor=2, mode="bilinear", align_corners=False)
+        stem.opacity_B1HW = full[..., : x_BCHW.shape[2], : x_BCHW.shape[3]]
+
+
 @torch.inference_mode()
-def gains_db(net: RestorationNet, known: ToldStem | None, pictures: list) -> tuple[list[float], list[float]]:
+def gains_db(arm: str, net: RestorationNet, pictures: list) -> tuple[list[float], list[float]]:
     """PSNR over the input, and the correlation of the network's own guess of the opacity with the truth, by picture."""
     gains, correlations = [], []
     for degraded_HWC, clean_HWC, opacity_HW in pictures:
         truth = torch.from_numpy(opacity_HW)[None, None]
-        if known is not None:
-            known.opacity_B1HW = truth
         x = torch.from_numpy(degraded_HWC).permute(2, 0, 1)[None]
+        tell(arm, net, x, truth)
         restored_BCHW, _, guess = net(x, None, DROPS)
         after, before, clean = (
             np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
@@ -87,16 +101,14 @@ def train_arm(arm: str, weights: str, mixture: RestorationMixture, pictures: lis
     torch.manual_seed(0)
     net = load(weights, device="cpu").model
     assert isinstance(net, RestorationNet)
-    stem = None
-    if arm == "known":
-        stem = ToldStem(net.backbone.stem)
-        net.backbone.stem = stem  # type: ignore[assignment]
+    if arm != "blind":
+        net.backbone.stem = ToldStem(net.backbone.stem)  # type: ignore[assignment]
     net = net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-4)
     curve = []
     for step in range(options.steps + 1):
         if step % (options.steps // 2) == 0:
-            gains, correlations = gains_db(net.eval(), stem, pictures)
+            gains, correlations = gains_db(arm, net.eval(), pictures)
             means = {"gain_db": float(np.mean(gains)), "opacity_correlation": float(np.mean(correlations))}
             curve.append({"step": step, **means, "gains_db": [round(g, 2) for g in gains]})
             print(arm, step, {name: round(value, 2) for name, value in means.items()}, flush=True)
@@ -106,8 +118,7 @@ def train_arm(arm: str, weights: str, mixture: RestorationMixture, pictures: lis
         for group in optimizer.param_groups:
             group["lr"] = rate
         x, y, opacity = map(torch.from_numpy, mixture.batch(np.random.default_rng((77, step)), 2, 192)[:3])
-        if stem is not None:
-            stem.opacity_B1HW = opacity
+        tell(arm, net, x, opacity)
         restored, _, guess = net(x.contiguous(memory_format=torch.channels_last), Context(), DROPS.expand(2, -1))
         error, before = (rms_error(image, y) + 0.5 * l1_error(image, y) for image in (restored, x))
         loss = RESTORATION_WEIGHT * relative(error, before, LOSS_POWER) + OPACITY_WEIGHT * opacity_loss(guess, opacity)
@@ -119,16 +130,17 @@ def train_arm(arm: str, weights: str, mixture: RestorationMixture, pictures: lis
 
 
 def main() -> None:
-    """Train both arms and write what they reach."""
+    """Train the arms and write what they reach."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="name or path of restoration weights")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["blind", "known"])
     parser.add_argument("--steps", type=int, default=500)
     options = parser.parse_args()
     shares = {name: float(name == "drops") for name in vars(MixtureWeights())}
     mixture, pictures = RestorationMixture(options.data, MixtureWeights(**shares)), dev_drops(options.data)
-    result = {arm: train_arm(arm, options.weights, mixture, pictures, options) for arm in ("blind", "known")}
+    result = {arm: train_arm(arm, options.weights, mixture, pictures, options) for arm in options.arms}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"steps": options.steps, **result}, indent=1) + "\n")
 

@@ -13,33 +13,32 @@ from torch.nn import functional as F
 
 from moevision.backbone.backbone import pad_to_stride
 
-# Pixels a cell, cells from the centre of a window to its edge, and the variance of brightness that counts as an edge.
-CELL_PX = 4
-RADIUS_CELLS = 4
+# The variance of brightness that counts as an edge.
 EPSILON = 1e-3
 
 
-def follow_edges(maps_BChw: Tensor, guide_B1HW: Tensor) -> Tensor:
-    """Maps at half size -> at full size, linear in the guide within every window of 36 x 36 pixels.
+def follow_edges(maps_BChw: Tensor, guide_B1HW: Tensor, cell_px: int, radius_cells: int) -> Tensor:
+    """Maps at half size -> at full size, linear in the guide within every window.
 
     Args:
         maps_BChw: any number of maps, at stride 2 of the picture padded to a multiple of 8.
         guide_B1HW: brightness of the picture in [0, 1], any H, W >= 1; the result has its size and type.
+        cell_px: 2, 4 or 8; lines are fitted to means over cells of this size.
+        radius_cells: cells from the centre of a window to its edge.
     """
+
+    def window_mean(x_BChw: Tensor) -> Tensor:  # what lies outside is left out
+        return F.avg_pool2d(x_BChw, 2 * radius_cells + 1, stride=1, padding=radius_cells, count_include_pad=False)
+
     height, width = guide_B1HW.shape[-2:]
-    guide = F.avg_pool2d(pad_to_stride(guide_B1HW), CELL_PX)
-    maps = F.avg_pool2d(maps_BChw.to(guide.dtype), CELL_PX // 2)
-    guide_mean, maps_mean = _window_mean(guide), _window_mean(maps)
-    variance = _window_mean(guide * guide) - guide_mean * guide_mean
-    slope = (_window_mean(guide * maps) - guide_mean * maps_mean) / (variance + EPSILON)
+    guide = F.avg_pool2d(pad_to_stride(guide_B1HW), cell_px)
+    maps = F.avg_pool2d(maps_BChw.to(guide.dtype), cell_px // 2)
+    guide_mean, maps_mean = window_mean(guide), window_mean(maps)
+    variance = window_mean(guide * guide) - guide_mean * guide_mean
+    slope = (window_mean(guide * maps) - guide_mean * maps_mean) / (variance + EPSILON)
     offset = maps_mean - slope * guide_mean
     line = F.interpolate(
-        _window_mean(torch.cat([slope, offset], 1)), scale_factor=CELL_PX, mode="bilinear", align_corners=False
+        window_mean(torch.cat([slope, offset], 1)), scale_factor=cell_px, mode="bilinear", align_corners=False
     )
     slope, offset = line[..., :height, :width].chunk(2, dim=1)
     return torch.addcmul(offset, slope, guide_B1HW)
-
-
-def _window_mean(x_BChw: Tensor) -> Tensor:
-    # What lies outside is left out.
-    return F.avg_pool2d(x_BChw, 2 * RADIUS_CELLS + 1, stride=1, padding=RADIUS_CELLS, count_include_pad=False)

@@ -36,6 +36,9 @@ from moevision.tasks.restoration.tone import ToneBranch, tone_statistics
 from moevision.tasks.restoration.tophat import WINDOWS_PX, top_hats
 from moevision.tasks.restoration.weathers import WEATHERS
 
+# Weathers whose gain and bias follow the picture's edges: pixels a cell and cells a radius of the guided filter.
+SMOOTHED = {"haze": (4, 4), "drops": (2, 2)}
+
 
 @dataclass(frozen=True)
 class RestorationConfig:
@@ -168,13 +171,18 @@ class RestorationNet(nn.Module):
     def _corrections(self, x2: Tensor, weather_BW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Of every pixel: gain and bias (B, 2 C, H, W), shares of the top-hats (B, K, H, W)."""
         (height, width), channels = x_BCHW.shape[-2:], 2 * x_BCHW.shape[1]
-        haze_W = weather_BW.new_tensor([weather == "haze" for weather in WEATHERS])
-        of_haze, of_others = (self.head(x2, weather_BW * part_W) for part_W in (haze_W, 1 - haze_W))
-        smooth, share_of_haze = of_haze.split((4 * channels, of_haze.shape[1] - 4 * channels), dim=1)
-        gain_bias, share = of_others.split((4 * channels, share_of_haze.shape[1]), dim=1)
-        gain_bias, share = (F.pixel_shuffle(m, 2)[..., :height, :width] for m in (gain_bias, share + share_of_haze))
-        smooth = follow_edges(smooth.unflatten(1, (channels, 4)).mean(2), x_BCHW.mean(1, keepdim=True))
-        return gain_bias + smooth, share
+        split = (4 * channels, 4 * len(WINDOWS_PX))
+        rough_W = weather_BW.new_tensor([weather not in SMOOTHED for weather in WEATHERS])
+        gain_bias, share = self.head(x2, weather_BW * rough_W).split(split, dim=1)
+        gain_bias = F.pixel_shuffle(gain_bias, 2)[..., :height, :width]
+        guide_B1HW = x_BCHW.mean(1, keepdim=True)
+        for weather, (cell_px, radius_cells) in SMOOTHED.items():
+            only_W = weather_BW.new_tensor([weather == name for name in WEATHERS])
+            smooth, more_share = self.head(x2, weather_BW * only_W).split(split, dim=1)
+            smooth = smooth.unflatten(1, (channels, 4)).mean(2)
+            gain_bias = gain_bias + follow_edges(smooth, guide_B1HW, cell_px, radius_cells)
+            share = share + more_share
+        return gain_bias, F.pixel_shuffle(share, 2)[..., :height, :width]
 
     def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:
         scene = self.scene

@@ -2,9 +2,10 @@
 
 How much airlight lies over a pixel depends on its distance: a map that is smooth but for the outlines of things. A
 network that predicts it at half the size blurs the outlines, seen as halos, and wavers where there is little to see,
-in sky. A guided filter (He, Sun and Tang, TPAMI 2013) makes the map a linear function of brightness in every window:
-it gets the picture's own edges and nothing finer. At a quarter of the size, as in the fast guided filter (He and Sun,
-2015). kornia's needs the map at full size and fails on pictures smaller than its window.
+in sky; what it says about drops wavers in the same way, more finely. A guided filter (He, Sun and Tang, TPAMI 2013)
+makes a map a linear function of brightness in every window: it gets the picture's own edges and nothing finer. Lines
+are fitted on a smaller picture, as in the fast guided filter (He and Sun, 2015). kornia's filter needs the map at full
+size and fails on pictures smaller than its window.
 """
 
 import torch

@@ -7,8 +7,8 @@ airlight is nearly white: stretched about black, gain and bias would have to can
 streaks and flakes what the gain does for haze (`tophat.py`).
 
 The head has one kernel per weather, so that what one weather needs does not harm another, and a weather is taken away
-as strongly as it was detected. An untrained head changes nothing, which is how training starts. Gain and bias
-of haze and drops follow the picture's edges (`guided.py`); streaks and flakes have outlines of their own.
+as strongly as it was detected. An untrained head changes nothing, which is how training starts. Gain and bias of haze
+and drops follow the picture's edges (`guided.py`); streaks and flakes have outlines of their own.
 
 Drops are found before they are taken away, after the attention map of "Attentive GAN for raindrop removal" (Qian et
 al., CVPR 2018): halfway through the decoder the network says how much of the scene they hide, trained on the truth the

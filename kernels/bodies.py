@@ -122,7 +122,7 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         with torch.cuda.device(device), torch.autocast("cuda", enabled=False):
             yield
-    elif torch.is_autocast_enabled(device.type):
+    elif torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         with torch.autocast(device.type, enabled=False):
             yield
     else:

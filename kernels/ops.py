@@ -381,8 +381,8 @@ def quant_linear(
     wanted = -(-x.shape[1] * bits // 8), -(-x.shape[1] // group)
     if (packed_PH.shape[0], scale_GH.shape[0]) != wanted:
         raise ValueError(
-            f"packed and scale must have {wanted[0]} and {wanted[1]} rows for x {tuple(x.shape)}, bits {bits} and group "
-            f"{group}, got {packed_PH.shape[0]} and {scale_GH.shape[0]}"
+            f"packed and scale must have {wanted[0]} and {wanted[1]} rows for x {tuple(x.shape)}, bits {bits} and "
+            f"group {group}, got {packed_PH.shape[0]} and {scale_GH.shape[0]}"
         )
     if x.dtype not in checks.FLOATS or packed_PH.dtype != torch.uint8:
         raise TypeError(f"x must be of a float type and packed uint8, got {x.dtype} and {packed_PH.dtype}")
@@ -397,7 +397,7 @@ def quant_linear(
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to the type autocast asks for, as torch does for a linear layer; float64 stays, as there."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)

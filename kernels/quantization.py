@@ -58,9 +58,7 @@ def quantize(weight_DH: Tensor, bits: int) -> PackedWeight:
     return PackedWeight(_pack(q_DH, bits), scale_GH, offset_GH, bits, group)
 
 
-def dequantize(
-    packed_PH: Tensor, scale_GH: Tensor, offset_GH: Tensor, bits: int, group: int, width: int
-) -> Tensor:
+def dequantize(packed_PH: Tensor, scale_GH: Tensor, offset_GH: Tensor, bits: int, group: int, width: int) -> Tensor:
     """The weights (D, H) float32 that a packed matrix stands for; `width` is D."""
     row_D = torch.arange(width, device=packed_PH.device)
     in_byte = 8 // bits

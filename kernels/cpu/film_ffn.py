@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moevision.kernels import reference
 from moevision.kernels.cpu import tiles
+from moevision.kernels.cpu.workspace import Workspace
 
 
 class _Pass(NamedTuple):
@@ -55,10 +56,11 @@ def film_ffn(
     num_items, hidden = x_ND.shape[0], w1_DH.shape[1]
     film = _film(gamma_EF, beta_EF, gate_NK, index_NK, fuse, x_ND.dtype)
     keep = save and film.mixed
-    rows = min(tiles.tile_rows(hidden, x_ND.element_size()), max(num_items, 1))
+    rows = tiles.tile_rows(hidden, x_ND.element_size(), num_items)
     w1_UH = torch.cat((w1_DH, b1_H.unsqueeze(0)))
     y_NO, u_NH = x_ND.new_empty(num_items, w2_HO.shape[1]), x_ND.new_empty((num_items if keep else 0, hidden))
-    z_TU, hidden_TH = tiles.with_ones(x_ND, rows), x_ND.new_empty(rows, hidden)
+    work = Workspace(x_ND)
+    z_TU, hidden_TH = tiles.with_ones(work, rows, x_ND.shape[1]), work.empty(rows, hidden)
     for start in range(0, num_items, rows):
         tile = slice(start, min(start + rows, num_items))
         z_tU, h_tH = z_TU[: tile.stop - start], hidden_TH[: tile.stop - start]
@@ -91,13 +93,15 @@ def film_ffn_backward(
     num_items, hidden = x_ND.shape[0], w1_DH.shape[1]
     dy_NO = dy_NO.contiguous()
     film = _film(gamma_EF, beta_EF, gate_NK, index_NK, fuse, x_ND.dtype)
-    rows = min(tiles.tile_rows(hidden, x_ND.element_size()), max(num_items, 1))
+    rows = tiles.tile_rows(hidden, x_ND.element_size(), num_items)
     w1_UH = torch.cat((w1_DH, b1_H.unsqueeze(0)))
     dx_ND, dw1_UH, dw2_HO = x_ND.new_empty(x_ND.shape), torch.zeros_like(w1_UH), x_ND.new_zeros(w2_HO.shape)
     db2_O, dtable_E2F = x_ND.new_zeros(b2_O.shape), torch.zeros_like(film.table_E2F)
     dgate_NK = x_ND.new_zeros(gate_NK.shape)
-    z_TU, dm_TH = tiles.with_ones(x_ND, rows), x_ND.new_empty(rows, hidden)
-    buffers_3TH = x_ND.new_empty(3, rows, hidden)
+    work = Workspace(x_ND)
+    z_TU, dm_TH, buffers_3TH = (
+        tiles.with_ones(work, rows, x_ND.shape[1]), work.empty(rows, hidden), work.empty(3, rows, hidden)
+    )  # fmt: skip
     for start in range(0, num_items, rows):
         tile = slice(start, min(start + rows, num_items))
         size = tile.stop - start

@@ -22,7 +22,7 @@ def grouped_conv(x_NCHW: Tensor, w_ECPQ: Tensor, b_EC: Tensor, index_N: Tensor) 
 def grouped_conv_backward(
     dy_NCYX: Tensor, x_NCHW: Tensor, w_ECPQ: Tensor, index_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, w and b. Windows of one expert are added up by a product with their one-hot experts, in float32."""
+    """Gradients of x, w and b; windows of one expert are added up by a product with one-hot rows, in float32."""
     num_experts, channels = w_ECPQ.shape[:2]
     empty_N = reference.is_empty(index_N, num_experts)
     empty_N111 = empty_N.view(-1, 1, 1, 1)

@@ -1,5 +1,5 @@
-"""What the CPU bodies share: rows in tiles that fit the cache, products and activations that write into existing memory,
-and the way from sorted slots back to items.
+"""What the CPU bodies share: rows in tiles that fit the cache, activations that write into existing memory, and the way
+from sorted slots back to items.
 
 Shape legend as in `reference`; T is the number of rows of a tile, u the pre-activation.
 """
@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moevision.kernels.cpu.workspace import Workspace
+
 # A tile's hidden layer should stay in the second-level cache, but short tiles read the weights again and again: at a
 # width of 384, tiles of 85 rows cost 20 % and of 512 rows 3 % over one product of all rows.
-TILE_BYTES = 2 * 1024 * 1024
+TILE_BYTES = 2097152
 MIN_TILE_ROWS = 512
 
 
-def tile_rows(hidden: int, item_bytes: int) -> int:
-    """Rows of a tile whose hidden layer is `hidden` wide."""
-    return max(MIN_TILE_ROWS, TILE_BYTES // max(hidden * item_bytes, 1))
+def tile_rows(hidden: int, item_bytes: int, most: int) -> int:
+    """Rows of a tile whose hidden layer is `hidden` wide; no more than `most`, the longest run of rows there is."""
+    return min(max(MIN_TILE_ROWS, TILE_BYTES // max(hidden * item_bytes, 1)), max(most, 1))
 
 
 def activate_into(u_TH: Tensor, out_TH: Tensor, activation: str) -> Tensor:
@@ -31,6 +33,11 @@ def activation_backward_into(dhidden_TH: Tensor, u_TH: Tensor, out_TH: Tensor, a
     if activation == "gelu":
         return torch.ops.aten.gelu_backward.grad_input(dhidden_TH, u_TH, grad_input=out_TH)
     return torch.ops.aten.silu_backward.grad_input(dhidden_TH, u_TH, grad_input=out_TH)
+
+
+def row_dot(a_TH: Tensor, b_TH: Tensor) -> Tensor:
+    """<a_t, b_t> of every row; `b_TH` is used up."""
+    return b_TH.mul_(a_TH).sum(1)
 
 
 def items_of(slot_R: Tensor, slots_per_item: int) -> Tensor:
@@ -55,12 +62,13 @@ def combine(y_RO: Tensor, inverse_R: Tensor, weight_NK: Tensor) -> Tensor:
     if num_items == 0 or num_slots == 0 or y_RO.shape[1] == 0:
         return y_RO.new_zeros(num_items, y_RO.shape[1])
     first_N = torch.arange(0, inverse_R.shape[0], num_slots, device=y_RO.device)
-    weight_R = weight_NK.reshape(-1).to(y_RO.dtype)
-    return torch.embedding_bag(y_RO, inverse_R, first_N, False, 0, False, weight_R)[0]
+    # Detached: where a gradient may be asked for, torch takes a slower body that keeps more.
+    weight_R = weight_NK.detach().reshape(-1).to(y_RO.dtype)
+    return torch.embedding_bag(y_RO.detach(), inverse_R, first_N, False, 0, False, weight_R)[0]
 
 
-def with_ones(x_ND: Tensor, rows: int) -> Tensor:
+def with_ones(workspace: Workspace, rows: int, dim: int) -> Tensor:
     """A buffer for `rows` rows of x beside a column of ones, by which a product adds the bias itself."""
-    x_TU = x_ND.new_empty(rows, x_ND.shape[1] + 1)
+    x_TU = workspace.empty(rows, dim + 1)
     x_TU[:, -1] = 1
     return x_TU

@@ -39,7 +39,7 @@ _FILES = {
 }
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818  (an answer to the caller, no error of the user)
     """A Triton launcher's answer to sizes it has no kernel for; raised before anything is computed."""
 
 

@@ -1,10 +1,10 @@
 """`expert_ffn` on the CPU, forward and backward.
 
-What costs time at vision widths is not the matrix products but page faults, copies and the activation. So sorted rows go
-through in tiles whose hidden layer stays in the cache and lives in one reused buffer, products go into existing memory
-(`out=`), the activation works in place, and rows return to their items as bags (no scatter-add, hence deterministic).
-A column of ones beside the gathered rows adds the first bias within the product, where `addmm` would first write it
-into every row.
+What costs time at vision widths is not the matrix products but page faults, copies and the activation. So sorted rows
+go through in tiles whose hidden layer stays in the cache and lives in a buffer kept from call to call, products go into
+existing memory (`out=`), the activation works in place, and rows return to their items as bags (no scatter-add, hence
+deterministic). A column of ones beside the gathered rows adds the first bias within the product, where `addmm` would
+first write it into every row.
 
 Shape legend as in `reference`; T is the number of rows of a tile, U = D + 1, u the pre-activation.
 """

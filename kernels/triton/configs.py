@@ -1,0 +1,80 @@
+"""Block sizes of the kernels, by formula: what fits the registers and the shared memory of every supported device.
+
+The formulas come from ahead-of-time compilation (tests/kernels/budgets.json has what every packaged choice takes);
+which of the fitting choices is fastest only a device can tell: `moevision tune` measures there and `tuned` remembers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel cuts its work: `rows` of items, `inner` steps of its loop, `columns` of output, and the launch."""
+
+    rows: int
+    inner: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def expert_ffn(width: int, dtype: torch.dtype, rows_per_expert: int) -> Blocks:
+    """The fused forward kernel; `width` is the larger of D and O."""
+    rows = 16 if rows_per_expert <= 16 else 32 if rows_per_expert <= 32 else 64
+    if dtype == torch.float32:
+        if width > 128:
+            return Blocks(16, 16, 256, 4, 2)
+        return Blocks(16, 32, 256, 8, 1) if rows == 16 else Blocks(32, 16, 256, 8, 1)
+    if width <= 64:
+        return Blocks(rows, 64, 256, 8 if rows == 64 else 4, 2)
+    return Blocks(rows, 32, 256, 4 if width <= 128 else 8, 2)
+
+
+def expert_ffn_backward(width: int, dtype: torch.dtype) -> Blocks:
+    """The kernel of du, dgate and dx; above 256 it goes through dy in blocks of `columns`."""
+    if width > 256:
+        return Blocks(32, 32, 64, 4, 1 if dtype == torch.float32 else 2)
+    if dtype == torch.float32:
+        return Blocks(32, 32, 256, 4 if width <= 64 else 8, 1)
+    return Blocks(64 if width <= 64 else 32 if width <= 128 else 16, 32, 256, 4, 1)
+
+
+def grouped_gemm(columns: int, dtype: torch.dtype) -> Blocks:
+    """Grouped products of the wide path."""
+    if dtype == torch.float32:
+        return Blocks(64, 32, 64, 4, 1)
+    return Blocks(64, 32, 128, 8, 3) if columns > 64 else Blocks(64, 32, 64, 4, 3)
+
+
+def weight_gradient(m_size: int, n_size: int, dtype: torch.dtype) -> Blocks:
+    """Products over an expert's rows; `inner` counts rows of the result."""
+    rows_m, columns = 64 if m_size > 32 else 32, 64 if n_size > 32 else 32
+    if dtype == torch.float32:
+        return Blocks(32, rows_m, columns, 8 if rows_m == columns == 64 else 4, 1)
+    return Blocks(32, rows_m, columns, 4, 3)
+
+
+def row_splits(num_rows: int, num_experts: int, cells: int) -> int:
+    """In how many parts an expert's rows are summed, so that there are programs for every multiprocessor."""
+    wanted = -(-264 // max(num_experts * cells, 1))
+    return max(1, min(wanted, num_rows // (256 * max(num_experts, 1)), 32))
+
+
+def route(block_e: int) -> Blocks:
+    """The router, forward and the logits' gradients; `block_e`, a power of two, holds all experts. `inner` steps through
+    the width.
+    """
+    few = block_e < 64
+    return Blocks(max(min(64, 4096 // block_e), 16), 32 if few else 16, block_e, 4 if few else 8, 1)
+
+
+def moment_gradient() -> Blocks:
+    """The gradients of what the router multiplies; `inner` steps through the terms."""
+    return Blocks(32, 32, 32, 4, 1)
+
+
+def moment_parts(num_terms: int, cells: int) -> int:
+    """In how many parts such a gradient is summed, so that there are programs for every multiprocessor."""
+    return max(1, min(-(-264 // max(cells, 1)), num_terms // 256))

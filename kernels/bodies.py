@@ -49,7 +49,7 @@ def run(operator: str, lead: Tensor, *arguments: Any) -> Any:
     Raises:
         RuntimeError: the backend asked for by `MOEVISION_BACKEND` is unknown or cannot run here.
     """
-    with _without_autocast(lead.device):
+    with _prepared(lead.device):
         backend = _backend()
         reason = None if backend == "torch" else _obstacle(backend, lead)
         if backend in ("torch", "auto") and (backend == "torch" or reason is not None):
@@ -115,7 +115,7 @@ def _warn_once(text: str) -> None:
 
 
 @contextmanager
-def _without_autocast(device: torch.device) -> Iterator[None]:
+def _prepared(device: torch.device) -> Iterator[None]:
     """Bodies choose their own types; the operators' public functions cast as autocast asks. And launches go to the
     tensors' device, which need not be the current one.
     """

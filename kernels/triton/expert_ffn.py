@@ -1,7 +1,7 @@
 """`expert_ffn` in Triton, forward and backward.
 
-Up to `FUSED_WIDTH` one program takes a tile of one expert's rows through the whole FFN: the hidden layer never leaves the
-chip (in training its pre-activation is also written, for the backward pass). Above, two grouped products. Rows are
+Up to `FUSED_WIDTH` one program takes a tile of one expert's rows through the whole FFN: the hidden layer never leaves
+the chip (in training its pre-activation is also written, for the backward pass). Above, two grouped products. Rows are
 written by slot and an item's slots summed in a fixed order: no atomics, bitwise deterministic.
 """
 
@@ -79,12 +79,12 @@ def rows_backward_kernel(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """One program: for a tile of one expert's rows du = gate * (dy w2^T) * act'(u), dgate = <dy w2^T, act(u)> + <dy, b2>
-    and, if FUSED, dx_slot = du w1^T.
+    """One program: for a tile of one expert's rows du = gate * (dy w2^T) * act'(u), dgate = <dy w2^T, act(u)> +
+    <dy, b2> and, if FUSED, dx_slot = du w1^T.
 
     On chip: FUSED the whole tile of dy and the accumulator of dx, else a block of dy at a time; a block of the hidden
-    layer. Read: rows of dy by item, u in sorted order, weights; written: du in sorted order, dgate and dx by slot (zeros
-    for empty slots).
+    layer. Read: rows of dy by item, u in sorted order, weights; written: du in sorted order, dgate and dx by slot
+    (zeros for empty slots).
     """
     expert, start, stop = locate_tile(offsets_ptr, tl.program_id(0), num_rows, E, BLOCK_E, BLOCK_R)
     if expert < 0:

@@ -1,8 +1,8 @@
 """Grouped matrix products over rows sorted by expert, for widths above `FUSED_WIDTH` and for weight gradients, and the
 sum of an item's slots.
 
-Rows stand in the plan's order; "slot" is n * K + k, "item" is n. Nothing is padded: a tile belongs to one expert and its
-last rows are masked.
+Rows stand in the plan's order; "slot" is n * K + k, "item" is n. Nothing is padded: a tile belongs to one expert and
+its last rows are masked.
 """
 
 import torch
@@ -21,7 +21,7 @@ def grouped_gemm_kernel(
     GATED: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of one expert's rows x a block of output columns, y = gate * (act(x) @ w[expert] + b[expert]).
+    """One program: a tile of one expert's rows x a block of columns, y = gate * (act(x) @ w[expert] + b[expert]).
 
     On chip: the accumulator. Read: rows of x (GATHER: of their items, else in sorted order) and w; written: y, by slot
     (SCATTER) or in sorted order; rows of empty slots are written as zeros.
@@ -64,11 +64,11 @@ def weight_gradient_kernel(
     GATHER_RIGHT: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program: a block of one expert's dw = act(left)^T (gate * right), summed over one of `splits` parts of its rows.
+    """One program: a block of one expert's dw = act(left)^T (gate * right) over one of `splits` parts of its rows.
 
-    On chip: the accumulators of dw and, in the programs of the first block of M, of db = sum of gate * right. Read: rows
-    of left and right, gathered by item or in sorted order; written: dw (S, E, M, N) and db (S, E, N), zeros where an
-    expert has no rows.
+    On chip: the accumulators of dw and, in the programs of the first block of M, of db = sum of gate * right. Read:
+    rows of left and right, gathered by item or in sorted order; written: dw (S, E, M, N) and db (S, E, N), zeros where
+    an expert has no rows.
     """
     expert, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     m, n = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)

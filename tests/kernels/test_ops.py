@@ -5,7 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
-from moevision.kernels import expert_ffn, film_ffn, ops, plan, route
+from moevision.kernels import expert_ffn, film_ffn, grouped_conv, ops, plan, quant_linear, route
+from moevision.kernels.quantization import quantize
 
 FILM_MODES = [(site, fuse) for site in ops.SITES for fuse in ops.FUSES]
 
@@ -59,6 +60,27 @@ def test_expert_ffn_passes_opcheck(items):
 @pytest.mark.parametrize("items", [9, 0])
 def test_film_ffn_passes_opcheck(items, site, fuse):
     opcheck(ops._film_ffn, (*film_arguments(site, items), site, fuse, "gelu", True))
+
+
+def conv_arguments(windows=6, channels=3, experts=4):
+    index = torch.randint(-1, experts, (windows,), generator=torch.Generator().manual_seed(1))
+    return random(windows, channels, 6, 5), random(experts, channels, 3, 2), random(experts, channels), index
+
+
+@pytest.mark.parametrize("windows", [6, 0])
+def test_grouped_conv_passes_opcheck(windows):
+    opcheck(ops._grouped_conv, conv_arguments(windows))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("items", [9, 0])
+def test_quant_linear_passes_opcheck(items, bits):
+    opcheck(ops._quant_linear, (random(items, 70).detach(), *quantize(random(70, 5), bits)))
+
+
+def test_grouped_conv_gradients_are_those_of_finite_differences():
+    *tensors, index = conv_arguments()
+    assert torch.autograd.gradcheck(lambda *t: grouped_conv(*t, index), tensors)
 
 
 @pytest.mark.parametrize("variance_scale", [0.0, 0.3])
@@ -146,17 +168,68 @@ def test_shapes_on_a_gpu_are_known_without_one():
     assert (gate.dtype, probs.shape, counts.shape) == (torch.float32, (8, 4), (4,))
 
 
+def expert_call(**changed):
+    names = ("x_ND", "w1_EDH", "b1_EH", "w2_EHO", "b2_EO", "gate_NK", "order_R", "offsets_E1")
+    arguments = dict(zip(names, expert_arguments(), strict=True))
+    return expert_ffn(**{**arguments, **{name: change(arguments[name]) for name, change in changed.items()}})
+
+
 @pytest.mark.parametrize(
-    "call",
+    ("call", "named"),
     [
-        lambda: route(torch.zeros(2, 3), torch.zeros(4, 3), 5),
-        lambda: route(torch.zeros(2, 3), torch.zeros(4, 3), 0),
-        lambda: route(torch.zeros(2, 3), torch.zeros(4, 2), 1),
-        lambda: film_ffn(*film_arguments("input"), site="output"),
-        lambda: film_ffn(*film_arguments("input"), site="hidden"),
-        lambda: film_ffn(*film_arguments("input"), activation="tanh"),
+        (lambda: route(torch.zeros(2, 3), torch.zeros(4, 3), 5), "k must"),
+        (lambda: route(torch.zeros(2, 3), torch.zeros(4, 3), 0), "k must"),
+        (lambda: route(torch.zeros(2, 3), torch.zeros(4, 2), 1), "w must"),
+        (lambda: plan(torch.zeros(3, dtype=torch.int64), 2), "index must"),
+        (lambda: plan(torch.zeros(3, 1, dtype=torch.int64), 0), "num_experts must"),
+        (lambda: expert_call(w1_EDH=lambda t: t[:, :-1]), "w1 must"),
+        (lambda: expert_call(b2_EO=lambda t: t[:-1]), "b2 must"),
+        (lambda: expert_call(gate_NK=lambda t: t[:-1]), "gate must"),
+        (lambda: expert_call(order_R=lambda t: t[:-1]), "order must"),
+        (lambda: film_ffn(*film_arguments("input"), site="output"), "site must"),
+        (lambda: film_ffn(*film_arguments("input"), site="hidden"), "gamma must"),
+        (lambda: film_ffn(*film_arguments("input"), activation="tanh"), "activation must"),
+        (lambda: grouped_conv(torch.zeros(1, 3, 2, 9), *conv_arguments()[1:]), "index must"),
+        (lambda: grouped_conv(torch.zeros(6, 3, 2, 9), *conv_arguments()[1:]), "x must"),
+        (lambda: quant_linear(torch.zeros(2, 71), *quantize(random(70, 5), 4)), "packed and scale must"),
+        (lambda: quant_linear(torch.zeros(2, 70), *quantize(random(70, 5), 4)[:3], 3, 64), "bits must"),
+        (lambda: quantize(torch.zeros(3, 3), 8), "bits must"),
     ],
 )
-def test_impossible_arguments_are_refused(call):
-    with pytest.raises(ValueError, match="must be"):
+def test_impossible_arguments_are_refused_by_name(call, named):
+    with pytest.raises(ValueError, match=named):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: expert_call(w1_EDH=torch.Tensor.float), "w1 must be torch.float64 like x"),
+        (lambda: expert_call(x_ND=torch.Tensor.int), "x must be of a float type"),
+        (lambda: expert_call(order_R=torch.Tensor.float), "order must be int64"),
+        (lambda: plan(torch.zeros(2, 2), 2), "index must be int64"),
+        (lambda: quant_linear(torch.zeros(2, 4), torch.zeros(1, 3), *torch.ones(2, 1, 3), 2, 4), "packed uint8"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(call, named):
+    with pytest.raises(TypeError, match=named):
+        call()
+
+
+def test_packed_weights_refuse_to_be_trained_through():
+    packed = quantize(random(70, 5), 4)
+    with pytest.raises(RuntimeError, match="inference only"):
+        quant_linear(torch.zeros(2, 70, requires_grad=True), *packed)
+
+
+def test_autocast_casts_as_for_a_linear_layer_and_the_router_stays_in_float32():
+    *tensors, order, offsets = [t.float() if t.is_floating_point() else t for t in expert_arguments()]
+    x, w = (t.detach().float() for t in route_arguments())
+    with torch.no_grad():
+        expected = expert_ffn(*(t.bfloat16() for t in tensors[:5]), tensors[5], order, offsets)
+        routed = route(x, w, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = expert_ffn(*tensors, order, offsets)
+            assert all(torch.equal(a, b) for a, b in zip(route(x, w, 2), routed, strict=True))
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, expected)

@@ -1,11 +1,14 @@
 """The tuned CPU path against a dumb loop and against the readable specification, over hypothesis shapes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moevision.kernels import expert_ffn, film_ffn, ops, plan, reference, route
+from moevision.kernels import expert_ffn, film_ffn, grouped_conv, ops, plan, quant_linear, reference, route
+from moevision.kernels.quantization import dequantize, quantize
 
 # Error relative to a float64 result computed from the same rounded inputs.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 8e-3}
@@ -169,3 +172,94 @@ def test_calling_twice_is_bitwise_equal():
     gate, index, _, _ = route(x, w, 2)
     first, second = (expert_ffn(x, w1, b1, w2, b2, gate, *plan(index, 8)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("windows", "channels", "size", "kernel"), [(9, 4, (7, 6), (3, 3)), (5, 1, (8, 3), (5, 1))])
+def test_grouped_conv_equals_its_specification(dtype, windows, channels, size, kernel):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (windows, channels, *size), (3, channels, *kernel), (3, channels)
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    index = torch.randint(-1, 4, (windows,), generator=generator)
+    expected = reference.grouped_conv(*(t.double() for t in tensors), index)
+    eager = reference.grouped_conv(*tensors, index)
+    assert_close_to(grouped_conv(*tensors, index), expected, eager, dtype)
+    assert (expected[reference.is_empty(index, 3)] == 0).all()
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(2, 0.6), (4, 0.12)])
+@pytest.mark.parametrize("width", [1, 3, 64, 130])
+def test_packing_keeps_shape_and_most_of_the_weights(bits, limit, width):
+    weight = torch.randn(width, 40, generator=torch.Generator().manual_seed(0))
+    packed = quantize(weight, bits)
+    restored = dequantize(*packed, width)
+    assert packed.packed_PH.shape == (-(-width * bits // 8), 40)
+    assert (restored - weight).norm() / weight.norm() < limit
+    if bits == 2:
+        assert torch.equal(restored.sign(), (weight / weight.abs().mean(0)).round().clamp(-1, 1))
+        x = torch.randn(5, width)
+        torch.testing.assert_close(quant_linear(x, *packed), x @ restored)
+
+
+def test_any_index_outside_the_experts_is_an_empty_slot_whatever_its_gate():
+    torch.manual_seed(0)
+    weights = torch.randn(3, 4, 8), torch.randn(3, 8), torch.randn(3, 8, 4), torch.randn(3, 4)
+    shared, film = (torch.randn(4, 8), torch.randn(8), torch.randn(8, 4), torch.randn(4)), torch.randn(2, 3, 4)
+    x, gate, index = torch.randn(6, 4), torch.rand(6, 2), torch.randint(0, 3, (6, 2))
+    index[2, 0] = -1
+    for outside in (3, -7, 2**40, -(2**63)):
+        strange, nan_gate = index.clone(), gate.clone()
+        strange[2, 0], nan_gate[2, 0] = outside, torch.nan
+        assert torch.equal(
+            expert_ffn(x, *weights, nan_gate, *plan(strange, 3)), expert_ffn(x, *weights, gate, *plan(index, 3))
+        )
+        for fuse in ops.FUSES:
+            strange_y = film_ffn(x, *shared, *film, nan_gate, strange, fuse=fuse)
+            assert torch.equal(strange_y, film_ffn(x, *shared, *film, gate, index, fuse=fuse))
+
+
+def test_a_nan_item_stays_alone_in_every_operator():
+    torch.manual_seed(0)
+    weights = torch.randn(3, 4, 8), torch.randn(3, 8), torch.randn(3, 8, 4), torch.randn(3, 4)
+    shared, film = (torch.randn(4, 8), torch.randn(8), torch.randn(8, 4), torch.randn(4)), torch.randn(2, 3, 4)
+    x, gate, index = torch.randn(6, 4), torch.rand(6, 2), torch.randint(0, 3, (6, 2))
+    healthy = torch.arange(6) != 2
+    calls = [lambda x: expert_ffn(x, *weights, gate, *plan(index, 3))]
+    calls += [lambda x, fuse=fuse: film_ffn(x, *shared, *film, gate, index, fuse=fuse) for fuse in ops.FUSES]
+    for call in calls:
+        clean = call(x)
+        spoiled = x.clone()
+        spoiled[2] = torch.nan
+        y = call(spoiled)
+        assert y[2].isnan().all()
+        assert torch.equal(y[healthy], clean[healthy])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_next_call_does_not_change_an_earlier_result(large, monkeypatch):
+    # The bodies keep their scratch memory from call to call; what they return must not lie in it.
+    if not large:
+        monkeypatch.setattr("moevision.kernels.cpu.workspace.LIMIT_BYTES", 256)
+    torch.manual_seed(0)
+    weights = torch.randn(3, 4, 8), torch.randn(3, 8), torch.randn(3, 8, 4), torch.randn(3, 4)
+    gate, index = torch.rand(50, 1), torch.randint(0, 3, (50, 1))
+    first = expert_ffn(torch.randn(50, 4), *weights, gate, *plan(index, 3))
+    kept = first.clone()
+    for items in (50, 7):
+        expert_ffn(torch.randn(items, 4), *weights, gate[:items], *plan(index[:items], 3))
+    assert torch.equal(first, kept)
+
+
+def test_threads_do_not_share_scratch_memory():
+    torch.manual_seed(0)
+    weights = torch.randn(3, 16, 64), torch.randn(3, 64), torch.randn(3, 64, 16), torch.randn(3, 16)
+    gate, index = torch.rand(400, 2), torch.randint(0, 3, (400, 2))
+    inputs = [torch.randn(400, 16) for _ in range(4)]
+
+    def run(x):
+        return [expert_ffn(x, *weights, gate, *plan(index, 3)) for _ in range(20)]
+
+    expected = [run(x)[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for right, results in zip(expected, pool.map(run, inputs), strict=True):
+            assert all(torch.equal(y, right) for y in results)

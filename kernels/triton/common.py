@@ -117,6 +117,11 @@ def recorded_launches() -> Iterator[list[Launch]]:
         _recording = before
 
 
+def recording() -> bool:
+    """Whether launches are only written down."""
+    return _recording is not None
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], constants: dict[str, Any], *,
     num_warps: int, num_stages: int = 2,

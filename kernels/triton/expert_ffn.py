@@ -150,7 +150,7 @@ def expert_ffn(
         )  # fmt: skip
         return sum_slots(y_RO, num_slots), u_RH if save else u_RH.new_empty((0, hidden))
     y_RO, u_RH = x_ND.new_empty(num_rows, width), x_ND.new_empty((num_rows if save else 0, hidden))
-    blocks = configs.expert_ffn(max(dim, width), x_ND.dtype, num_rows // num_experts)
+    blocks = configs.expert_ffn(max(dim, width), x_ND.dtype, triton.next_power_of_2(triton.cdiv(num_rows, num_experts)))
     launch(
         fused_forward_kernel,
         (num_tiles(num_rows, num_experts, blocks.rows),),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import bench, datasets, evaluate, models, restore, train
+from moevision.cli import bench, datasets, evaluate, models, restore, train, tune
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("restore")(restore.restore)
 app.command("models")(models.models)
+app.command("tune")(tune.tune)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")
 app.add_typer(datasets.app, name="datasets")

@@ -1,7 +1,7 @@
 """Every kernel and every packaged choice of blocks compiles for every supported device, within that device's means.
 
-This says nothing about speed, races or coalescing: only a device can. It does say what cannot be launched: a kernel that
-needs more shared memory than a device has compiles without a word.
+This says nothing about speed, races or coalescing: only a device can. It does say what cannot be launched: a kernel
+that needs more shared memory than a device has compiles without a word.
 """
 
 import json
@@ -84,7 +84,7 @@ def test_no_kernel_takes_a_tenth_more_than_its_budget(compiled, budgets):
 @pytest.mark.slow
 def test_the_kernels_of_every_operator_are_among_them(compiled):
     names = {name.split()[0] for name in compiled[0]}
-    files = [path for path in (SCRIPT.parents[2] / "kernels" / "triton").glob("*.py")]
+    files = (SCRIPT.parents[2] / "kernels" / "triton").glob("*.py")
     written = {name for path in files for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)}
     assert written
     assert names == written

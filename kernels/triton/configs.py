@@ -61,11 +61,10 @@ def route(block_e: int) -> Blocks:
     """The router, forward and the logits' gradients; `block_e`, a power of two, holds all experts. `inner` steps through
     the width.
     """
-    few = block_e < 64
-    return Blocks(max(min(64, 4096 // block_e), 16), 32 if few else 16, block_e, 4 if few else 8, 1)
+    rows, inner = 32 if block_e < 128 else 16, 32 if block_e == 16 else 16
+    return Blocks(rows, inner, block_e, 4 if block_e < 128 else 8, 1)
 
 
-@tunable
 def moment_gradient() -> Blocks:
     """The gradients of what the router multiplies; `inner` steps through the terms."""
     return Blocks(32, 32, 32, 4, 1)

@@ -77,6 +77,24 @@ def film_ffn_backward_flops(
     return (2 + 3 * index_shape[1]) * ffn + 2 * index_shape[1] * _product(num_items, *gamma_shape)
 
 
+@register_flop_formula(_OPS.grouped_conv)
+def grouped_conv_flops(x_shape: _Shape, w_shape: _Shape, *_: Any, out_shape: _Shape, **__: Any) -> int:
+    """One kernel a channel and output pixel."""
+    return _product(*out_shape, *w_shape[2:])
+
+
+@register_flop_formula(_OPS.grouped_conv_backward)
+def grouped_conv_backward_flops(dy_shape: _Shape, x_shape: _Shape, w_shape: _Shape, *_: Any, **__: Any) -> int:
+    """The same for the windows' gradients and for the kernels'."""
+    return 2 * _product(*dy_shape, *w_shape[2:])
+
+
+@register_flop_formula(_OPS.quant_linear)
+def quant_linear_flops(x_shape: _Shape, packed_shape: _Shape, *_: Any, **__: Any) -> int:
+    """One product; unpacking is elementwise."""
+    return _product(*x_shape, packed_shape[1])
+
+
 def _product(*sizes: int) -> int:
     """2 FLOP for every multiply-accumulate of a product of these sizes."""
     flops = 2

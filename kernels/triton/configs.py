@@ -108,3 +108,16 @@ def segment_sum(num_experts: int, width: int, dtype: torch.dtype) -> Blocks:
 def segment_parts(num_rows: int, cells: int) -> int:
     """In how many parts the rows are summed: programs for every multiprocessor, each with several blocks of rows."""
     return max(1, min(-(-264 // max(cells, 1)), num_rows // 128, 256))
+
+
+@tunable
+def plan(block_e: int) -> Blocks:
+    """Blocks of slots whose one-hot experts fit the registers; `block_e`, a power of two, holds all experts."""
+    return Blocks(max(16, min(8192 // block_e, 256)), 1, block_e, 4, 1)
+
+
+@tunable
+def quant_linear(columns: int, dtype: torch.dtype) -> Blocks:
+    """Products with weights unpacked on the way; `inner` divides the int4 groups of 64."""
+    exact = dtype == torch.float32
+    return Blocks(32 if exact else 64, 32, 64 if columns > 32 else 32, 4, 1 if exact else 2)

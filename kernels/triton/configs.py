@@ -58,8 +58,9 @@ def row_splits(num_rows: int, num_experts: int, cells: int) -> int:
 
 @tunable
 def route(block_e: int) -> Blocks:
-    """The router, forward and the logits' gradients; `block_e`, a power of two, holds all experts. `inner` steps through
-    the width.
+    """The router, forward and the logits' gradients; `inner` steps through the width.
+
+    `block_e`, a power of two, holds all experts.
     """
     rows, inner = 32 if block_e < 128 else 16, 32 if block_e == 16 else 16
     return Blocks(rows, inner, block_e, 4 if block_e < 128 else 8, 1)
@@ -76,7 +77,7 @@ def moment_parts(num_terms: int, cells: int) -> int:
 
 
 @tunable
-def film_ffn(width: int, dtype: torch.dtype) -> Blocks:
+def film_ffn(site: str, fuse: str, width: int, dtype: torch.dtype) -> Blocks:
     """The FiLM forward kernel; `width` is the larger of D and O."""
     if dtype == torch.float32:
         return Blocks(32 if width <= 64 else 16, 32, 256, 4 if width <= 64 else 8, 1)
@@ -84,7 +85,7 @@ def film_ffn(width: int, dtype: torch.dtype) -> Blocks:
 
 
 @tunable
-def film_ffn_backward(width: int, dtype: torch.dtype) -> Blocks:
+def film_ffn_backward(site: str, fuse: str, width: int, dtype: torch.dtype) -> Blocks:
     """The FiLM kernel of all gradients that belong to rows."""
     if dtype == torch.float32:
         return Blocks(32 if width <= 64 else 16, 32, 256, 4 if width <= 64 else 8, 1)

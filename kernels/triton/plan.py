@@ -16,7 +16,7 @@ from moevision.kernels.triton.common import MAX_EXPERTS, launch, power_of_two
 
 @triton.jit
 def one_hot_slots(index_ptr, slot, num_slots, E: tl.constexpr, BLOCK_E: tl.constexpr):
-    """(rows x experts) with a one where a slot names an expert; empty slots are in column E, rows past the end nowhere."""
+    """(rows x experts) with a one where a slot names an expert; empty slots in column E, rows past the end nowhere."""
     valid = slot < num_slots
     index = tl.load(index_ptr + slot, mask=valid, other=-1)
     key = tl.where((index >= 0) & (index < E), index, E).to(tl.int32)

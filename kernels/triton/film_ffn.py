@@ -1,8 +1,8 @@
 """`film_ffn` in Triton, forward and backward.
 
-One program takes a block of items through the whole shared FFN; modulations are gathered by slot and mixed in registers.
-The backward pass knows rows under one modulation each: an item is one row whose modulation is mixed (`fuse="activations"`)
-or one row for each of its slots. Nothing is added to in memory: bitwise deterministic.
+One program takes a block of items through the whole shared FFN; modulations are gathered by slot and mixed in
+registers. The backward pass knows rows under one modulation each: an item is one row whose modulation is mixed
+(`fuse="activations"`) or one row for each of its slots. Nothing is added to in memory: bitwise deterministic.
 """
 
 import torch
@@ -80,9 +80,9 @@ def film_forward_kernel(
 ):  # fmt: skip
     """One program: a block of items through the FFN, MIXED once under their mixed modulation, else once for every slot.
 
-    On chip: the block of x, MIXED already modulated if that is AT_INPUT; a block of the hidden layer, the slots' summed by
-    gate; the accumulator of y. Read: x, gates, indices, the experts' gamma and beta, the shared weights; written: y and,
-    if SAVE, the pre-activation u before a modulation of it.
+    On chip: the block of x, MIXED already modulated if that is AT_INPUT; a block of the hidden layer, the slots' summed
+    by gate; the accumulator of y. Read: x, gates, indices, the experts' gamma and beta, the shared weights; written: y
+    and, if SAVE, the pre-activation u before a modulation of it.
     """
     n = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = n < num_items
@@ -177,8 +177,8 @@ def film_backward_kernel(
     gradients of the weights are products of.
 
     On chip: the block of dy, a block of the hidden layer, the accumulator of the FFN's input's gradient. Read: dy and x
-    by item, u by row AT_INPUT, else by item, weights; written by row: dx, dfilm = the gradients of gamma beside those of
-    beta, dgate by slot, du and, times the gate, the hidden layer.
+    by item, u by row AT_INPUT, else by item, weights; written by row: dx, dfilm = the gradients of gamma beside those
+    of beta, dgate by slot, du and, times the gate, the hidden layer.
     """
     SLOTS: tl.constexpr = K if MIXED else 1
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)

@@ -22,9 +22,9 @@ def window_conv_kernel(
 ):  # fmt: skip
     """One program: a block of positions of a block of one window's channels, convolved with its expert's kernels.
 
-    FLIPPED they are turned round and the window padded with zeros by all that they reach: then the gradient of y becomes
-    that of x, and there is no bias. On chip: the kernels' taps, the accumulator. Read: x, w, b; written: y, contiguous,
-    zeros where the window has no expert.
+    FLIPPED they are turned round and the window padded with zeros by all that they reach: then the gradient of y
+    becomes that of x, and there is no bias. On chip: the kernels' taps, the accumulator. Read: x, w, b; written: y,
+    contiguous, zeros where the window has no expert.
     """
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -156,7 +156,8 @@ def grouped_conv_backward(
     sums_EG = segment_sum(rows_NG, None, index_N.unsqueeze(1), num_experts).to(w_ECPQ.dtype)
     dw_EG, db_EC = sums_EG.split((channels * taps, channels), 1)
     # Clones, for a single expert's parts are contiguous already, and gradients may not share memory.
-    return dx_NCHW, dw_EG.clone(memory_format=torch.contiguous_format).view(w_ECPQ.shape), db_EC.clone(memory_format=torch.contiguous_format)
+    dw_EG, db_EC = (t.clone(memory_format=torch.contiguous_format) for t in (dw_EG, db_EC))
+    return dx_NCHW, dw_EG.view(w_ECPQ.shape), db_EC
 
 
 def segment_sum(values_RF: Tensor, weight_NK: Tensor | None, index_NK: Tensor, num_experts: int) -> Tensor:

@@ -1,8 +1,8 @@
 """`film_ffn` in Triton, forward and backward.
 
-One program takes a block of items through the whole shared FFN; modulations are gathered by slot and mixed in
-registers. The backward pass knows rows under one modulation each: an item is one row whose modulation is mixed
-(`fuse="activations"`) or one row for each of its slots. Nothing is added to in memory: bitwise deterministic.
+One program takes a block of items through the whole shared FFN; modulations are gathered by slot, mixed in registers.
+The backward pass has rows, each under one modulation: one of an item, with the mixed one (`fuse="activations"`), or one
+of each of its slots. Nothing is added to in memory: bitwise deterministic.
 """
 
 import torch
@@ -78,11 +78,10 @@ def film_forward_kernel(
     MIXED: tl.constexpr, SAVE: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """One program: a block of items through the FFN, MIXED once under their mixed modulation, else once for every slot.
+    """One program: a block of items through the FFN, once under the mix of their modulations (MIXED) or under each.
 
-    On chip: the block of x, MIXED already modulated if that is AT_INPUT; a block of the hidden layer, the slots' summed
-    by gate; the accumulator of y. Read: x, gates, indices, the experts' gamma and beta, the shared weights; written: y
-    and, if SAVE, the pre-activation u before a modulation of it.
+    On chip: the FFN's input, a block of the hidden layer, the accumulator of y. Read: x, gates, indices, gamma, beta,
+    weights; written: y and, if SAVE, u = the first product, before the modulation if that is not AT_INPUT.
     """
     n = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = n < num_items
@@ -94,7 +93,7 @@ def film_forward_kernel(
         if AT_INPUT:
             x = z.to(tl.float32)
             mixed = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-            # Not unrolled: the rows of all slots at once would not fit the registers.
+            # A loop that stays one: unrolled, what all slots load would be in registers at once.
             for j in range(run, K if MIXED else run + 1):
                 gamma, beta = modulation(
                     gamma_ptr, beta_ptr, gate_ptr, index_ptr, n * K + j, valid, d, E, D, MIXED
@@ -173,12 +172,11 @@ def film_backward_kernel(
     MIXED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """One program: for a block of rows under one modulation each all gradients that belong to rows, and what the
-    gradients of the weights are products of.
+    """One program: for a block of rows everything about them, that is dx, dgate and the factors of other gradients.
 
-    On chip: the block of dy, a block of the hidden layer, the accumulator of the FFN's input's gradient. Read: dy and x
-    by item, u by row AT_INPUT, else by item, weights; written by row: dx, dfilm = the gradients of gamma beside those
-    of beta, dgate by slot, du and, times the gate, the hidden layer.
+    On chip: a block of the hidden layer, the accumulator of the gradient of the FFN's input. Read: dy and x by item, u
+    by row if AT_INPUT, else by item, gates, indices, gamma, beta, weights; written, by row: dx, dgate, du, the hidden
+    layer times the gate, and dfilm = the gradients of gamma beside those of beta.
     """
     SLOTS: tl.constexpr = K if MIXED else 1
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -210,6 +208,7 @@ def film_backward_kernel(
                 gamma += gamma_j
                 m += gamma_j * u + beta_j
         w2 = tl.load(w2_ptr + h[:, None] * O + o[None, :], mask=w2_mask, other=0.0)
+        # Read again every time, from the cache: kept, exact float32 products would have it all in registers.
         dy = tl.load(dy_ptrs, mask=o_mask, other=0.0)
         dhidden = dot(dy, tl.trans(w2), tl.zeros((BLOCK_R, BLOCK_H), tl.float32), PRECISION)
         hidden, du = activate(m, ACTIVATION), dhidden * activation_slope(m, ACTIVATION)

@@ -15,7 +15,7 @@ from moevision.kernels.triton.common import dot, launch, precision
 
 
 @triton.jit
-def window_conv_kernel(
+def conv_kernel(
     x_ptr, w_ptr, b_ptr, index_ptr, y_ptr, stride_n, stride_c, stride_h, stride_w, channels, height, width,
     out_height, out_width, E: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, FLIPPED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -54,7 +54,7 @@ def window_conv_kernel(
 
 
 @triton.jit
-def window_gradient_kernel(
+def conv_gradient_kernel(
     dy_ptr, x_ptr, index_ptr, out_ptr, stride_n, stride_c, stride_h, stride_w, channels, out_height, out_width,
     E: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -144,7 +144,7 @@ def grouped_conv_backward(
     rows_NG = x_NCHW.new_empty((num_windows, channels * (taps + 1)), dtype=torch.float32)
     blocks = configs.grouped_conv(out_height * out_width)
     launch(
-        window_gradient_kernel,
+        conv_gradient_kernel,
         (num_windows, triton.cdiv(channels, blocks.rows)),
         {
             "dy_ptr": dy_NCYX, "x_ptr": x_NCHW, "index_ptr": index_N, "out_ptr": rows_NG, **_strides(x_NCHW),
@@ -198,7 +198,7 @@ def _convolve(
     blocks = configs.grouped_conv(out_height * out_width)
     cells = triton.cdiv(channels, blocks.rows), triton.cdiv(out_height * out_width, blocks.columns)
     launch(
-        window_conv_kernel,
+        conv_kernel,
         (num_windows, *cells),
         {
             "x_ptr": x_NCHW, "w_ptr": w_ECPQ, "b_ptr": w_ECPQ if b_EC is None else b_EC,

@@ -62,8 +62,10 @@ def route(block_e: int) -> Blocks:
 
     `block_e`, a power of two, holds all experts.
     """
-    rows, inner = 32 if block_e < 128 else 16, 32 if block_e == 16 else 16
-    return Blocks(rows, inner, block_e, 4 if block_e < 128 else 8, 1)
+    if block_e == 16:
+        return Blocks(32, 32, block_e, 4, 1)
+    # 256 experts take all the registers there are; with 8 warps in place of 4 no more would run at once.
+    return Blocks(max(2048 // block_e, 16), 16, block_e, 4, 1)
 
 
 def moment_gradient() -> Blocks:
@@ -93,7 +95,7 @@ def film_ffn_backward(site: str, fuse: str, width: int, dtype: torch.dtype) -> B
     218 registers at a width of 128; with 8 warps in place of 4 no more would run at once.
     """
     if dtype == torch.float32:
-        return Blocks(16, 32, 256, 4, 1)
+        return Blocks(32, 16, 256, 8, 1) if width <= 64 else Blocks(16, 32, 256, 4, 1)
     return Blocks(32, 32 if site == "input" else 16, 256, 4 if width <= 128 else 8, 2)
 
 

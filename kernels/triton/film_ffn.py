@@ -25,6 +25,16 @@ from moevision.kernels.triton.common import (
 from moevision.kernels.triton.grouped import sum_slots
 from moevision.kernels.triton.grouped_conv import segment_sum
 
+# So many slots are unrolled within the loop over the hidden layer, whose loads are then made ahead. More get a loop of
+# their own: what they load would not fit the registers at once.
+MOST_UNROLLED = tl.constexpr(2)
+
+
+@triton.jit
+def opaque(value: tl.constexpr, positive):
+    """`value`, unknown to the compiler: a loop of so many rounds stays a loop."""
+    return tl.minimum(1, positive) * value
+
 
 @triton.jit
 def slot_expert(index_ptr, slot, valid, E: tl.constexpr):
@@ -59,13 +69,14 @@ def modulation(
 
 @triton.jit
 def mixing_gradient(
-    dgamma, dbeta, gamma_ptr, beta_ptr, index_ptr, first, valid, f,
+    dgamma, dbeta, gamma_ptr, beta_ptr, index_ptr, first, slots, valid, f,
     E: tl.constexpr, F: tl.constexpr, SLOTS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """(rows, BLOCK_K): what features f add to the gradient of each slot's gate, <dgamma, gamma_e> + <dbeta, beta_e>."""
     k = tl.arange(0, BLOCK_K)[None, :]
     dgate = tl.zeros((first.shape[0], BLOCK_K), tl.float32)
-    for j in tl.static_range(SLOTS):
+    FEW: tl.constexpr = SLOTS > 0 and SLOTS <= MOST_UNROLLED
+    for j in tl.range(0, SLOTS if FEW else slots, loop_unroll_factor=SLOTS if FEW else 1):
         gamma, beta = modulation(gamma_ptr, beta_ptr, gamma_ptr, index_ptr, first + j, valid, f, E, F, False)
         dgate = tl.where(k == j, tl.sum(dgamma * gamma + dbeta * beta, 1)[:, None], dgate)
     return dgate
@@ -83,20 +94,21 @@ def film_forward_kernel(
     On chip: the FFN's input, a block of the hidden layer, the accumulator of y. Read: x, gates, indices, gamma, beta,
     weights; written: y and, if SAVE, u = the first product, before the modulation if that is not AT_INPUT.
     """
+    FEW: tl.constexpr = K > 0 and K <= MOST_UNROLLED
     n = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = n < num_items
     d, o = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_O)
     x_ptrs, x_mask = x_ptr + n[:, None] * x_stride + d[None, :], valid[:, None] & (d[None, :] < D)
     y = tl.zeros((BLOCK_R, BLOCK_O), tl.float32)
+    slots = opaque(1 if AT_INPUT and not MIXED else K, num_items)
     for run in range(K if AT_INPUT and not MIXED else 1):
         z = tl.load(x_ptrs, mask=x_mask, other=0.0)
         if AT_INPUT:
             x = z.to(tl.float32)
             mixed = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-            # A loop that stays one: unrolled, what all slots load would be in registers at once.
-            for j in range(run, K if MIXED else run + 1):
+            for j in range(0, slots):
                 gamma, beta = modulation(
-                    gamma_ptr, beta_ptr, gate_ptr, index_ptr, n * K + j, valid, d, E, D, MIXED
+                    gamma_ptr, beta_ptr, gate_ptr, index_ptr, n * K + run + j, valid, d, E, D, MIXED
                 )  # fmt: skip
                 mixed += gamma * x + beta
             z = mixed.to(x_ptr.dtype.element_ty)
@@ -117,7 +129,7 @@ def film_forward_kernel(
                     hidden *= gate
             else:
                 hidden = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
-                for j in tl.static_range(K):
+                for j in tl.range(0, K if FEW else slots, loop_unroll_factor=K if FEW else 1):
                     gamma, beta = modulation(
                         gamma_ptr, beta_ptr, gate_ptr, index_ptr, n * K + j, valid, h, E, H, MIXED
                     )  # fmt: skip
@@ -134,7 +146,7 @@ def film_forward_kernel(
     b2 = tl.load(b2_ptr + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
     if not MIXED:
         total = tl.zeros((BLOCK_R,), tl.float32)
-        for k in tl.static_range(K):
+        for k in range(K):
             total += slot_gate(gate_ptr, index_ptr, n * K + k, valid, E)
         b2 = total[:, None] * b2
     y_mask = valid[:, None] & (o[None, :] < O)
@@ -158,7 +170,7 @@ def modulate_kernel(
     item, first = (row, row * K) if MIXED else (row // K, row)
     x = tl.load(x_ptr + item[:, None] * x_stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
     z = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-    for j in tl.static_range(K if MIXED else 1):
+    for j in range(K if MIXED else 1):
         gamma, beta = modulation(gamma_ptr, beta_ptr, gate_ptr, index_ptr, first + j, valid, d, E, D, MIXED)
         z += gamma * x + beta
     tl.store(z_ptr + row[:, None] * D + d[None, :], z.to(z_ptr.dtype.element_ty), mask=mask)
@@ -179,6 +191,8 @@ def film_backward_kernel(
     layer times the gate, and dfilm = the gradients of gamma beside those of beta.
     """
     SLOTS: tl.constexpr = K if MIXED else 1
+    FEW: tl.constexpr = SLOTS > 0 and SLOTS <= MOST_UNROLLED
+    slots = opaque(SLOTS, num_rows)
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid, first = row < num_rows, row * SLOTS
     item = row if MIXED else row // K
@@ -201,7 +215,7 @@ def film_backward_kernel(
         if not AT_INPUT:
             gamma = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
             m = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
-            for j in tl.static_range(SLOTS):
+            for j in tl.range(0, SLOTS if FEW else slots, loop_unroll_factor=SLOTS if FEW else 1):
                 gamma_j, beta_j = modulation(
                     gamma_ptr, beta_ptr, gate_ptr, index_ptr, first + j, valid, h, E, H, MIXED
                 )  # fmt: skip
@@ -223,7 +237,7 @@ def film_backward_kernel(
             tl.store(at_film + H, du.to(dfilm_ptr.dtype.element_ty), mask=h_mask)
             if MIXED:
                 dgate += mixing_gradient(
-                    du * u, du, gamma_ptr, beta_ptr, index_ptr, first, valid, h, E, H, SLOTS, BLOCK_K
+                    du * u, du, gamma_ptr, beta_ptr, index_ptr, first, slots, valid, h, E, H, SLOTS, BLOCK_K
                 )  # fmt: skip
             du *= gamma
         du = du.to(du_ptr.dtype.element_ty)
@@ -237,10 +251,10 @@ def film_backward_kernel(
         tl.store(at_film + D, dz.to(dfilm_ptr.dtype.element_ty), mask=d_mask)
         if MIXED:
             dgate += mixing_gradient(
-                dz * x, dz, gamma_ptr, beta_ptr, index_ptr, first, valid, d, E, D, SLOTS, BLOCK_K
+                dz * x, dz, gamma_ptr, beta_ptr, index_ptr, first, slots, valid, d, E, D, SLOTS, BLOCK_K
             )  # fmt: skip
         gamma = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-        for j in range(SLOTS):
+        for j in range(0, slots):
             gamma_j, _ = modulation(gamma_ptr, beta_ptr, gate_ptr, index_ptr, first + j, valid, d, E, D, MIXED)
             gamma += gamma_j
         dz *= gamma

@@ -57,8 +57,8 @@ def place_slots_kernel(
 
 def plan(index_NK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """See `reference.plan`."""
-    if num_experts >= MAX_EXPERTS:
-        raise Unsupported(f"the kernels sort slots of fewer than {MAX_EXPERTS} experts, got {num_experts}")
+    if num_experts > MAX_EXPERTS:
+        raise Unsupported(f"the kernels sort slots of at most {MAX_EXPERTS} experts, got {num_experts}")
     index_NK = index_NK.contiguous()
     num_slots, block_e = index_NK.shape[0] * index_NK.shape[1], power_of_two(num_experts + 1)
     blocks = configs.plan(block_e)

@@ -38,8 +38,11 @@ def quant_linear_kernel(
             scale = tl.load(scale_ptr + at_groups, mask=inside, other=0.0)
             offset = tl.load(offset_ptr + at_groups, mask=inside, other=0.0)
         # By way of float32: the interpreter cannot make bfloat16 of integers.
-        w = ((q.to(tl.float32) - offset) * scale).to(x_ptr.dtype.element_ty)
-        total = dot(x, w, total, PRECISION)
+        w = (q.to(tl.float32) - offset) * scale
+        # A row past the end stands for -offset * scale, which may be infinite in a half type, and 0 * inf is NaN.
+        if D % BLOCK_D != 0:
+            w = tl.where(d[:, None] < D, w, 0.0)
+        total = dot(x, w.to(x_ptr.dtype.element_ty), total, PRECISION)
     y_mask = (n[:, None] < num_items) & (h[None, :] < H)
     tl.store(y_ptr + n[:, None] * H + h[None, :], total.to(y_ptr.dtype.element_ty), mask=y_mask)
 

@@ -94,6 +94,7 @@ def cases():
                 fixed = tuple(sorted((k, str(v)) for k, v in {**launch.constants, **launch.options}.items()))
                 key = common.kernel_name(launch.kernel), signature, fixed
                 found.setdefault(key, (_name(launch, dtype), launch))
+    assert len({name for name, _ in found.values()}) == len(found)
     return sorted(found.values(), key=lambda case: case[0])
 
 
@@ -150,7 +151,9 @@ def _divisible(value):
 def _name(launch, dtype):
     shown = {k: v for k, v in launch.constants.items() if not k.startswith("BLOCK_E")}
     blocks = " ".join(f"{k}={v}" for k, v in shown.items())
-    return f"{common.kernel_name(launch.kernel)} {str(dtype)[6:]} {blocks} {launch.options['num_warps']} warps"
+    pointers = ",".join(t[1:] for t in map(_type, launch.arguments.values()) if t.startswith("*"))
+    warps = launch.options["num_warps"]
+    return f"{common.kernel_name(launch.kernel)} {str(dtype)[6:]} {blocks} {warps} warps on {pointers}"
 
 
 @functools.cache

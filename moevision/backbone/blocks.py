@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moevision.backbone.config import BackboneConfig, MoEConfig
+from moevision.backbone.rows import by_rows
 from moevision.moe import (
     BalanceLoss,
     Context,
@@ -65,10 +66,14 @@ class GatedConvBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
         """Same shape out."""
-        y = _gate(self.depthwise(self.expand1(self.norm1(x_BCHW))))
-        gate_BC11 = context.statistic(self.name, lambda: self.channel_gate(y.mean((2, 3), keepdim=True)))
-        x_BCHW = x_BCHW + self.project1(y * gate_BC11)
-        return x_BCHW + self.project2(_gate(self.expand2(self.norm2(x_BCHW))))
+        y_BCHW = by_rows(lambda x: _gate(self.depthwise(self.expand1(self.norm1(x)))), [x_BCHW], halo=1)
+        gate_BC11 = context.statistic(self.name, lambda: self.channel_gate(y_BCHW.mean((2, 3), keepdim=True)))
+
+        def mix(y: Tensor, x: Tensor) -> Tensor:
+            x = x + self.project1(y * gate_BC11)
+            return x + self.project2(_gate(self.expand2(self.norm2(x))))
+
+        return by_rows(mix, [y_BCHW, x_BCHW], out=y_BCHW)
 
 
 class TransposedAttention(nn.Module):
@@ -98,9 +103,12 @@ class TransposedAttention(nn.Module):
     def _attention(self, q_BLC: Tensor, k_BLC: Tensor) -> Tensor:
         batch, _, channels = q_BLC.shape
         shape = (batch, -1, self.heads, channels // self.heads)
-        q, k = (F.normalize(t.float(), dim=1).view(shape) for t in (q_BLC, k_BLC))
-        score = torch.einsum("blhc,blhd->bhcd", q, k) * self.temperature.float()
-        return score.softmax(-1).to(q_BLC.dtype)
+        q_BLhc, k_BLhc = (t.float().view(shape) for t in (q_BLC, k_BLC))
+        # Channels of unit length, divided by after the product: there are far fewer products than positions.
+        q_Bhc1, k_Bh1c = (t.square().sum(1).clamp_min(1e-24).sqrt() for t in (q_BLhc, k_BLhc))
+        length_Bhcc = q_Bhc1.unsqueeze(3) * k_Bh1c.unsqueeze(2)
+        score_Bhcc = torch.einsum("blhc,blhd->bhcd", q_BLhc, k_BLhc) / length_Bhcc * self.temperature.float()
+        return score_Bhcc.softmax(-1).to(q_BLC.dtype)
 
 
 class PositionAttention(nn.Module):

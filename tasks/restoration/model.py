@@ -16,7 +16,7 @@ synthesis knows, and the rest of the decoder is told. To find the drops is what 
 (benchmarks/drops_known.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,9 +28,10 @@ from moevision.backbone import BackboneConfig, MoEBackbone
 from moevision.backbone.backbone import pad_to_stride
 from moevision.backbone.blocks import GatedConvBlock
 from moevision.backbone.config import MoEConfig, backbone_base, backbone_small, backbone_test, backbone_tiny
+from moevision.backbone.rows import by_rows
 from moevision.moe import Context, Window
-from moevision.tasks.restoration.conditional import ConditionalConv
-from moevision.tasks.restoration.guided import follow_edges
+from moevision.tasks.restoration.conditional import ConditionalConv, Kernels
+from moevision.tasks.restoration.guided import along_lines, fit_lines
 from moevision.tasks.restoration.scene import SCENE_CHANNELS, SceneBranch
 from moevision.tasks.restoration.tone import ToneBranch, tone_statistics
 from moevision.tasks.restoration.tophat import WINDOWS_PX, top_hats
@@ -127,22 +128,17 @@ class RestorationNet(nn.Module):
                 it, what the network detects.
         """
         context = context if context is not None else Context()
-        hats_BKCHW = top_hats(x_BCHW)
+        x_BCHW = x_BCHW.contiguous()  # plane by plane, which suits what has three channels
+        hats_BCHW = top_hats(x_BCHW)
         features_BCHW = x_BCHW.to(self.head.weight.dtype)
         skip2, skip4, x8 = self.backbone(features_BCHW, context, self._scene_reader(x_BCHW, context))
         context.statistic("pooled", lambda: x8.mean((2, 3)))
-        context.statistic("tone", lambda: tone_statistics(x_BCHW, hats_BKCHW))
+        context.statistic("tone", lambda: tone_statistics(x_BCHW, hats_BCHW))
         logits_BW, tone_BWO = self.judge(context)
         weather_BW = _told_or_detected(weather_BW, logits_BW)
-        x2, opacity_B1hw = self._decode(skip2, skip4, x8, hats_BKCHW, weather_BW, context)
-        gain_bias, share_BKHW = self._corrections(x2, weather_BW, x_BCHW)
+        x2, opacity_B1hw = self._decode(skip2, skip4, x8, hats_BCHW, weather_BW, context)
         tone_BO = torch.einsum("bw,bwo->bo", weather_BW, tone_BWO.expand(len(weather_BW), -1, -1))
-        # bf16 has 8 bits: enough for gain, bias and shares, not for the picture.
-        gain, bias = (gain_bias + tone_BO[..., None, None]).to(x_BCHW.dtype).chunk(2, dim=1)
-        restored_BCHW = torch.addcmul(x_BCHW + bias, gain, x_BCHW - 1)
-        for k in range(hats_BKCHW.shape[1]):
-            share_B1HW = share_BKHW[:, k : k + 1].to(x_BCHW.dtype)
-            restored_BCHW = torch.addcmul(restored_BCHW, share_B1HW, hats_BKCHW[:, k], value=-1)
+        restored_BCHW = self._correct(x_BCHW, x2, hats_BCHW, weather_BW, tone_BO)
         return Restoration(restored_BCHW, logits_BW, opacity_B1hw)
 
     def judge(self, context: Context) -> tuple[Tensor, Tensor]:
@@ -155,34 +151,65 @@ class RestorationNet(nn.Module):
         return logits_BW + self.weather(pooled_BC), tone_BWO
 
     def _decode(
-        self, skip2: Tensor, skip4: Tensor, x8: Tensor, hats_BKCHW: Tensor, weather_BW: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        x = skip4 + F.pixel_shuffle(self.up4(x8), 2) + self.condition4(weather_BW)[..., None, None]
+        self, skip2: Tensor, skip4: Tensor, x8: Tensor, hats_BCHW: Sequence[Tensor], weather_BW: Tensor,
+        context: Context,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        def enter4(skip: Tensor, x: Tensor) -> Tensor:
+            return skip + F.pixel_shuffle(self.up4(x), 2) + self.condition4(weather_BW)[..., None, None]
+
+        def enter2(skip: Tensor, x: Tensor, hats: Tensor, opacity: Tensor) -> Tensor:
+            # A 1x1 convolution of unshuffled maps is one with a stride of the maps themselves.
+            skip = skip + F.conv2d(hats, F.pixel_shuffle(self.enter_hats.weight, 2), stride=2)
+            skip = skip + self.enter_drops(opacity.sigmoid())
+            return skip + F.pixel_shuffle(self.up2(x), 2) + self.condition2(weather_BW)[..., None, None]
+
+        x = by_rows(enter4, [skip4, x8], strides=[2, 1], out=skip4)
         for block in self.decoder4:
             x = block(x, context)
         opacity_B1hw = F.pixel_shuffle(self.locate_drops(x), 2)
-        x = skip2 + F.pixel_shuffle(self.up2(x), 2) + self.condition2(weather_BW)[..., None, None]
-        x = x + self.enter_hats(F.pixel_unshuffle(pad_to_stride(hats_BKCHW.mean(2).to(x.dtype)), 2))
-        x = x + self.enter_drops(opacity_B1hw.sigmoid())
+        hats_BKHW = torch.cat([hat_BCHW.mean(1, keepdim=True) for hat_BCHW in hats_BCHW], 1).to(x.dtype)
+        x = by_rows(enter2, [skip2, x, pad_to_stride(hats_BKHW), opacity_B1hw], strides=[2, 1, 4, 2], out=skip2)
         for block in self.decoder2:
             x = block(x, context)
         return x, opacity_B1hw
 
-    def _corrections(self, x2: Tensor, weather_BW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every pixel: gain and bias (B, 2 C, H, W), shares of the top-hats (B, K, H, W)."""
-        (height, width), channels = x_BCHW.shape[-2:], 2 * x_BCHW.shape[1]
-        split = (4 * channels, 4 * len(WINDOWS_PX))
-        rough_W = weather_BW.new_tensor([weather not in SMOOTHED for weather in WEATHERS])
-        gain_bias, share = self.head(x2, weather_BW * rough_W).split(split, dim=1)
-        gain_bias = F.pixel_shuffle(gain_bias, 2)[..., :height, :width]
+    def _correct(
+        self, x_BCHW: Tensor, x2: Tensor, hats_BCHW: Sequence[Tensor], weather_BW: Tensor, tone_BO: Tensor
+    ) -> Tensor:
+        """The picture, corrected by gain and bias, without the shares of its top-hats; in its float type."""
+        outputs = 2 * x_BCHW.shape[1]
+
+        def gain_bias_and_share_of(weathers: Collection[str]) -> tuple[Kernels, ...]:
+            chosen_W = weather_BW.new_tensor([weather in weathers for weather in WEATHERS])
+            return self.head.kernels(weather_BW * chosen_W).split((4 * outputs, 4 * len(WINDOWS_PX)))
+
+        gain_bias, _ = gain_bias_and_share_of([weather for weather in WEATHERS if weather not in SMOOTHED])
+        _, share = gain_bias_and_share_of(WEATHERS)
+        fine = Kernels.side_by_side([gain_bias, share])
+        smooth = Kernels.side_by_side([gain_bias_and_share_of([weather])[0].mean_of(4) for weather in SMOOTHED])
         guide_B1HW = x_BCHW.mean(1, keepdim=True)
-        for weather, (cell_px, radius_cells) in SMOOTHED.items():
-            only_W = weather_BW.new_tensor([weather == name for name in WEATHERS])
-            smooth, more_share = self.head(x2, weather_BW * only_W).split(split, dim=1)
-            smooth = smooth.unflatten(1, (channels, 4)).mean(2)
-            gain_bias = gain_bias + follow_edges(smooth, guide_B1HW, cell_px, radius_cells)
-            share = share + more_share
-        return gain_bias, F.pixel_shuffle(share, 2)[..., :height, :width]
+        maps = smooth(x2).split(outputs, dim=1)
+        windows = list(SMOOTHED.values())
+        lines = [fit_lines(m, guide_B1HW, *window) for m, window in zip(maps, windows, strict=True)]
+
+        def correct(x: Tensor, guide: Tensor, x2: Tensor, *rest: Tensor) -> Tensor:
+            lines, hats = rest[: len(windows)], rest[len(windows) :]
+            height, width = x.shape[-2:]
+            fine_BOHW = F.pixel_shuffle(fine(x2).contiguous(), 2)[..., :height, :width]
+            gain_bias, share = fine_BOHW.split((outputs, len(WINDOWS_PX)), dim=1)
+            for line, (cell_px, _) in zip(lines, windows, strict=True):
+                gain_bias = gain_bias + along_lines(line, guide, cell_px)
+            # bf16 has 8 bits: enough for gain, bias and shares, not for the picture.
+            gain, bias = (gain_bias + tone_BO[..., None, None]).to(x.dtype).chunk(2, dim=1)
+            restored = torch.addcmul(x + bias, gain, x - 1)
+            for k, hat in enumerate(hats):
+                restored = torch.addcmul(restored, share[:, k : k + 1].to(x.dtype), hat, value=-1)
+            return restored
+
+        coarsest_px = max(cell_px for cell_px, _ in windows)
+        strides = [coarsest_px, coarsest_px, coarsest_px // 2, *(coarsest_px // cell_px for cell_px, _ in windows)]
+        maps = [x_BCHW, guide_B1HW, x2, *lines, *hats_BCHW]
+        return by_rows(correct, maps, halo=1, strides=[*strides, *(coarsest_px for _ in hats_BCHW)])
 
     def _scene_reader(self, x_BCHW: Tensor, context: Context) -> Callable[[Tensor], Tensor] | None:
         scene = self.scene

@@ -6,6 +6,8 @@ gain and bias per colour, weather and picture; the rest of the network adds what
 has a say in which weather it is. Of a picture in tiles, the quantiles are those of its mosaic of patches.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,10 +48,11 @@ class ToneBranch(nn.Module):
 
 
 @torch.no_grad()
-def tone_statistics(picture_BCHW: Tensor, top_hats_BKCHW: Tensor) -> Tensor:
+def tone_statistics(picture_BCHW: Tensor, hats_BCHW: Sequence[Tensor]) -> Tensor:
     """(B, S) in float32: QUANTILES of every channel and of the darkest on a thumbnail, and each top-hat's mean."""
     small_BChw = thumbnail(picture_BCHW).float()
     values_BCL = torch.cat([small_BChw, small_BChw.amin(1, keepdim=True)], dim=1).flatten(2)
     quantiles_QBC = torch.quantile(values_BCL, values_BCL.new_tensor(QUANTILES), dim=2)
     # Top-hats are a few hundredths each: scaled to the size of the others.
-    return torch.cat([quantiles_QBC.permute(1, 2, 0).flatten(1), 10 * top_hats_BKCHW.float().mean((2, 3, 4))], dim=1)
+    sizes_BK = torch.stack([hat_BCHW.float().flatten(1).mean(1) for hat_BCHW in hats_BCHW], dim=1)
+    return torch.cat([quantiles_QBC.permute(1, 2, 0).flatten(1), 10 * sizes_BK], dim=1)

@@ -15,26 +15,31 @@ WINDOWS_PX = ((1, 9), (5, 5), (9, 9), (17, 17))
 
 
 @torch.no_grad()
-def top_hats(x_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W), any H, W >= 1 -> (B, len(WINDOWS_PX), C, H, W) of values >= 0: constants, without gradient."""
-    return torch.stack([x_BCHW - opening(x_BCHW, window) for window in WINDOWS_PX], dim=1)
+def top_hats(x_BCHW: Tensor) -> tuple[Tensor, ...]:
+    """(B, C, H, W), any H, W >= 1 -> for each of WINDOWS_PX as much, of values >= 0: constants, without gradient."""
+    return tuple(top_hat(x_BCHW, window) for window in WINDOWS_PX)
+
+
+def top_hat(x_BCHW: Tensor, window_px: tuple[int, int]) -> Tensor:
+    """The picture less its opening, in the ordinary memory layout."""
+    if x_BCHW.device.type == "cpu" and x_BCHW.dtype == torch.float32 and not torch.compiler.is_compiling():
+        return _top_hat_on_cpu(x_BCHW, window_px)
+    return (x_BCHW - opening(x_BCHW, window_px)).contiguous()
 
 
 def opening(x_BCHW: Tensor, window_px: tuple[int, int]) -> Tensor:
     """The largest picture below this one that is made of flat windows: minimum, then maximum, over odd windows."""
-    if x_BCHW.device.type == "cpu" and x_BCHW.dtype == torch.float32 and not torch.compiler.is_compiling():
-        return _opening_on_cpu(x_BCHW, window_px)
     return -window_minimum(-window_minimum(x_BCHW, window_px), window_px)
 
 
-def _opening_on_cpu(x_BCHW: Tensor, window_px: tuple[int, int]) -> Tensor:
+def _top_hat_on_cpu(x_BCHW: Tensor, window_px: tuple[int, int]) -> Tensor:
     # The same values bit for bit, several times as fast as passes of torch. OpenCV leaves out what lies outside, too.
-    x_BHWC = x_BCHW.detach().permute(0, 2, 3, 1).contiguous().numpy()
-    window = np.ones(window_px, np.uint8)
-    opened_BHWC = np.empty_like(x_BHWC)
-    for x_HWC, opened_HWC in zip(x_BHWC, opened_BHWC, strict=True):
-        opened_HWC[...] = cv2.morphologyEx(x_HWC, cv2.MORPH_OPEN, window).reshape(x_HWC.shape)
-    return torch.from_numpy(opened_BHWC).permute(0, 3, 1, 2)
+    x_BCHW = x_BCHW.detach().contiguous()
+    hat_BCHW = torch.empty_like(x_BCHW)
+    window, plane = np.ones(window_px, np.uint8), x_BCHW.shape[-2:]
+    for x_HW, hat_HW in zip(x_BCHW.view(-1, *plane).numpy(), hat_BCHW.view(-1, *plane).numpy(), strict=True):
+        cv2.morphologyEx(x_HW, cv2.MORPH_TOPHAT, window, dst=hat_HW)
+    return hat_BCHW
 
 
 def window_minimum(x_BCHW: Tensor, window_px: tuple[int, int], dilation: int = 1) -> Tensor:

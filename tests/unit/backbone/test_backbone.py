@@ -29,6 +29,12 @@ def test_any_size_gives_features_at_strides_2_4_and_8_of_the_padded_picture(heig
     ]
 
 
+def test_the_stem_is_a_convolution_of_the_unshuffled_picture():
+    net, x = backbone(conv_blocks=(0, 0)), torch.rand(2, 3, 16, 24)
+    expected = net.stem(torch.nn.functional.pixel_unshuffle(x, 2))
+    torch.testing.assert_close(net(x)[0], expected)
+
+
 @pytest.mark.parametrize("mixer", ["transposed", "attention"])
 @pytest.mark.parametrize(
     "moe",

@@ -14,7 +14,7 @@ from moevision.errors import UsageError
 from moevision.imaging.picture import picture_from_array
 from moevision.moe import Context
 from moevision.tasks.restoration.baselines import dark_channel
-from moevision.tasks.restoration.conditional import ConditionalConv
+from moevision.tasks.restoration.conditional import ConditionalConv, Kernels
 from moevision.tasks.restoration.losses import fourier_error, l1_error, opacity_loss, relative, rms_error, weather_loss
 from moevision.tasks.restoration.metrics import luma, psnr, quality, ssim
 from moevision.tasks.restoration.model import PRESETS, RestorationConfig, RestorationNet
@@ -90,6 +90,26 @@ def test_a_conditional_convolution_is_the_sum_of_its_convolutions(batch, height,
     expected = sum(strength[:, i, None, None, None] * part for i, part in enumerate(parts))
     torch.testing.assert_close(conv(x, strength), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(conv(x, strength[:1])[0], expected[0], atol=1e-5, rtol=1e-4)
+
+
+def test_kernels_can_be_averaged_and_set_side_by_side_before_they_are_applied():
+    conv = ConditionalConv(3, 4, 6)
+    torch.nn.init.normal_(conv.weight)
+    torch.nn.init.normal_(conv.bias)
+    x, strength = torch.rand(2, 4, 7, 5), torch.rand(2, 3)
+    kernels = conv.kernels(strength)
+    y = conv(x, strength)
+    torch.testing.assert_close(kernels.mean_of(3)(x), y.unflatten(1, (2, 3)).mean(2))
+    first, rest = kernels.split((2, 4))
+    torch.testing.assert_close(Kernels.side_by_side([rest, first])(x), torch.cat([y[:, 2:], y[:, :2]], 1))
+
+
+def test_a_picture_in_bands_of_rows_is_restored_as_with_gradients_where_it_is_whole():
+    net, x = network(), torch.rand(1, 3, 523, 518)  # several bands at strides 1 and 2
+    with torch.inference_mode():
+        banded = net(x)
+    for mine, whole in zip(banded, net(x), strict=True):
+        torch.testing.assert_close(mine, whole, atol=1e-4, rtol=1e-4)
 
 
 def test_every_parameter_learns():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from moevision.kernels import bench_layers, ops, reference
 from moevision.kernels import bench_variants as others
+from moevision.kernels.quantization import dequantize, quantize
 from moevision.kernels.roofline import TYPES, Size
 
 SIZES = (
@@ -35,6 +36,8 @@ SKEWED_SIZE = Size(16384, 96, 384, 16, 2)
 LAYER_SIZE = Size(4096, 64, 256, 8, 2)
 QUICK_SIZES = SIZES[:2]
 PASSES = ("forward", "forward_backward")
+WINDOW_PX = 8
+"""Side of the windows that `grouped_conv` is measured on."""
 SKEW = 6.0
 """Added to the logits, from +SKEW for the first expert to -SKEW for the last: 9 of 16 get nothing."""
 
@@ -112,6 +115,9 @@ def list_cases(*, quick: bool, wanted: tuple[str, ...]) -> Iterator[Case]:
                 if op == "plan":
                     if (passes, dtype) == ("forward", "fp32"):  # it sorts integers
                         yield from (Case(op, size, passes, dtype) for size in sizes)
+                elif op == "quant_linear":
+                    if (passes, dtype) == ("forward", "fp32"):  # weights for inference; bf16 differs in x alone
+                        yield from (Case(op, z, passes, dtype, options={"bits": b}) for b in ("2", "4") for z in sizes)
                 elif op == "layer":
                     yield Case(op, LAYER_SIZE, passes, dtype)
                 elif op == "film_ffn":
@@ -207,6 +213,30 @@ def _plan(case: Case, device: torch.device, seed: int, build_layer: LayerBuilder
     }
 
 
+def _grouped_conv(case: Case, device: torch.device, seed: int, build_layer: LayerBuilder | None) -> Variants:
+    """Every window of WINDOW_PX x WINDOW_PX items through the depthwise kernels of each of its K experts."""
+    size, inputs = case.size, draw_inputs(case, device, seed)
+    windows, side = max(1, size.items // WINDOW_PX**2), WINDOW_PX + 2
+    generator, dtype = torch.Generator().manual_seed(seed + 1), inputs.x_ND.dtype
+    shapes = (windows * size.slots, size.dim, side, side), (size.experts, size.dim, 3, 3), (size.experts, size.dim)
+    leaves = tuple(_leaf(torch.randn(shape, generator=generator) / 3, device, dtype) for shape in shapes)
+    index_N = inputs.index_NK[:windows].reshape(-1)
+    ways: dict[str, Callable[..., Tensor]] = {"ours": ops.grouped_conv, "loop": others.looped_conv}
+    return _same_call(ways, leaves, index_N)
+
+
+def _quant_linear(case: Case, device: torch.device, seed: int, build_layer: LayerBuilder | None) -> Variants:
+    inputs, bits = draw_inputs(case, device, seed), int(case.options["bits"])
+    x_ND, weight_DH = inputs.x_ND.detach(), inputs.w1_EDH[0].detach()
+    packed = quantize(weight_DH.float(), bits)
+    rounded_DH = dequantize(*packed, weight_DH.shape[0]).to(x_ND.dtype)
+    return {
+        "ours": Variant(lambda: (ops.quant_linear(x_ND, *packed),), ()),
+        "product": Variant(lambda: (x_ND @ rounded_DH,), ()),
+        "unpack_and_product": Variant(lambda: (reference.quant_linear(x_ND, *packed),), ()),
+    }
+
+
 def _layer(case: Case, device: torch.device, seed: int, build_layer: LayerBuilder | None) -> Variants:
     x_1ND = draw_inputs(case, device, seed).x_ND.detach().unsqueeze(0)
     builders = {"ours": build_layer or bench_layers.not_given} | bench_layers.PEERS
@@ -251,5 +281,7 @@ BUILDERS: dict[str, Builder] = {
     "film_ffn": _film_ffn,
     "route": _route,
     "plan": _plan,
+    "grouped_conv": _grouped_conv,
+    "quant_linear": _quant_linear,
     "layer": _layer,
 }

@@ -92,6 +92,19 @@ def eager_film(
     return torch.addmm(b2_D, F.gelu(u_NH), w2_HD)
 
 
+def looped_conv(x_NCHW: Tensor, w_ECPQ: Tensor, b_EC: Tensor, index_N: Tensor) -> Tensor:
+    """One expert after the other: find its windows, convolve them, put them where they belong."""
+    height, width = (x - w + 1 for x, w in zip(x_NCHW.shape[2:], w_ECPQ.shape[2:], strict=True))
+    y_NCYX = x_NCHW.new_zeros(*x_NCHW.shape[:2], height, width)
+    for expert in range(w_ECPQ.shape[0]):
+        window_M = torch.where(index_N == expert)[0]
+        if window_M.shape[0]:
+            x_MCHW, kernel_C1PQ = x_NCHW.index_select(0, window_M), w_ECPQ[expert].unsqueeze(1)
+            y_MCYX = F.conv2d(x_MCHW, kernel_C1PQ, b_EC[expert], groups=x_NCHW.shape[1])
+            y_NCYX = y_NCYX.index_copy(0, window_M, y_MCYX)
+    return y_NCYX
+
+
 def eager_route(x_ND: Tensor, w_ED: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gate, index, counts and probabilities in plain torch; torch's top-k leaves the order of ties open."""
     logits_NE = x_ND.float() @ w_ED.float().T

@@ -46,8 +46,9 @@ def build(case, build_layer=None):
 
 
 def cases_of(op, size=TINY):
-    options = [{"site": "input"}, {"site": "hidden"}] if op == "film_ffn" else [{}]
-    passes = PASSES[:1] if op == "plan" else PASSES
+    sites, bits = [{"site": "input"}, {"site": "hidden"}], [{"bits": "2"}, {"bits": "4"}]
+    options = {"film_ffn": sites, "quant_linear": bits}.get(op, [{}])
+    passes = PASSES[:1] if op in ("plan", "quant_linear") else PASSES
     return [Case(op, size, one, dtype, options=o) for one in passes for dtype in TOLERANCE for o in options]
 
 
@@ -55,7 +56,7 @@ def relative(a, b):
     return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
 
 
-@pytest.mark.parametrize("op", ["expert_ffn", "film_ffn", "route", "plan"])
+@pytest.mark.parametrize("op", ["expert_ffn", "film_ffn", "route", "plan", "grouped_conv", "quant_linear"])
 def test_all_variants_compute_the_same_numbers_and_gradients(op):
     skewed = [Case(op, TINY, one, "fp32", "skewed") for one in PASSES] if op == "expert_ffn" else []
     for case in cases_of(op) + skewed:
@@ -68,7 +69,7 @@ def test_all_variants_compute_the_same_numbers_and_gradients(op):
 
 
 def test_every_variant_of_a_pass_differentiates_the_input_all_weights_and_the_gate():
-    for op, gradients in {"expert_ffn": 6, "film_ffn": 8, "route": 2}.items():
+    for op, gradients in {"expert_ffn": 6, "film_ffn": 8, "route": 2, "grouped_conv": 3}.items():
         case = next(c for c in cases_of(op) if c.passes == "forward_backward")
         for name, variant in build(case).items():
             result = variant.runner(case.passes)()

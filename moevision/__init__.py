@@ -1,7 +1,8 @@
-"""moevision: restore photographs taken in bad weather with Mixture-of-Experts models.
+"""moevision: better outdoor images with Mixture-of-Experts models.
 
     import moevision
     clear = moevision.restore("foggy.jpg")
+    both = moevision.fuse("thermal.png", "street.jpg")
 
 Names are loaded on first use (PEP 562), so `import moevision` costs no torch.
 """
@@ -12,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moevision.api import list_models, load, restore
+    from moevision.api import fuse, list_models, load, restore
     from moevision.errors import (
         InputError,
         MemoryExhaustedError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "restore": "moevision.api",
+    "fuse": "moevision.api",
     "load": "moevision.api",
     "list_models": "moevision.api",
     "MoevisionError": "moevision.errors",
@@ -44,6 +46,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "__version__",
+    "fuse",
     "list_models",
     "load",
     "restore",

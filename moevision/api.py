@@ -1,6 +1,6 @@
 """The one-liners. Everything heavy is imported inside the functions."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from moevision.checkpoint import ModelDescriptor
     from moevision.imaging.picture import Picture
+    from moevision.tasks.fusion.predict import FusionTask
     from moevision.tasks.restoration.predict import RestorationTask
 
-DEFAULT_MODEL = {"restoration": "restoration-small"}
+DEFAULT_MODEL = {"restoration": "restoration-small", "fusion": "fusion-small"}
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def load(name_or_path: str | PathLike[str] = "restoration-small", *, device: str
 
 def build_model(task: str, config: dict[str, Any]) -> "nn.Module":
     """The network of a weights header; raises KeyError for an unknown task."""
-    builders = {"restoration": _build_restoration}
+    builders = {"restoration": _build_restoration, "fusion": _build_fusion}
     return builders[task](config)
 
 
@@ -62,9 +63,7 @@ def restoration_task(
 
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength must be between 0 and 1, got {strength}")
-    descriptor = load(model, device=device)
-    if descriptor.task != "restoration":
-        raise UsageError(f"{model}: a {descriptor.task} model; choose a restoration model from `moevision models`")
+    descriptor = _load_for("restoration", model, device)
     torch_device = pick_device(device)
     dtype = pick_precision(torch_device, precision)
     return RestorationTask(
@@ -98,23 +97,91 @@ def restore(
     from moevision.tasks.restoration.weathers import known_weathers
 
     told = None if weather is None else known_weathers(weather)  # the key of the cache
-    task = _cached_task(str(model), device, precision, tile, strength, told)
+    key = "restore", str(model), device, precision, tile, strength, told
+    task = _cached(key, lambda: restoration_task(
+        model=model, device=device, precision=precision, tile_px=tile, strength=strength, weather=told
+    ))  # fmt: skip
     return wrap(task((picture,)).picture)
 
 
-_CACHE: dict[tuple[Any, ...], "RestorationTask"] = {}
+def fusion_task(
+    *, model: str | PathLike[str] = "fusion-small", device: str = "auto", precision: str = "auto",
+    tile_px: int | None = None, register: str | PathLike[str] = "none",
+    thermal_range: "str | tuple[float, float]" = "auto",
+) -> "FusionTask":  # fmt: skip
+    """The fusion Task that the batch command, the API and evaluation all run.
+
+    Raises:
+        UsageError: an unreadable homography, a bad range, or weights of another task. WeightsError: weights cannot be
+            loaded.
+    """
+    from moevision.devices import pick_device, pick_precision
+    from moevision.imaging.registration import read_homography
+    from moevision.tasks.fusion.infrared import parse_range
+    from moevision.tasks.fusion.predict import FusionTask
+
+    how = register if register in ("none", "ecc") else read_homography(Path(register))
+    values = parse_range(thermal_range) if isinstance(thermal_range, str) else thermal_range
+    descriptor = _load_for("fusion", model, device)
+    torch_device = pick_device(device)
+    dtype = pick_precision(torch_device, precision)
+    return FusionTask(
+        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, register=how, thermal_range=values
+    )  # fmt: skip
 
 
-def _cached_task(*key: Any) -> "RestorationTask":
+def fuse(
+    infrared: Any, visible: Any, *, model: str | PathLike[str] = "fusion-small", device: str = "auto",
+    precision: str = "auto", tile: int | None = None, register: str | PathLike[str] = "none",
+    thermal_range: "str | tuple[float, float]" = "auto",
+) -> Any:  # fmt: skip
+    """Fuse an infrared and a visible picture of the same view.
+
+    Args:
+        infrared: a path, an array or a PIL image as for `restore`: grey, 8 or 16 bit (counts of a thermal camera too)
+            or float; of the visible picture's shape, but not necessarily of its size.
+        visible: the same kinds.
+        model: name from `list_models()` or a .safetensors path.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: "auto", "fp32", "bf16".
+        tile: edge of a tile in pixels; 0 = whole picture, None = automatic.
+        register: "none"; "ecc" brings the infrared picture onto the visible one where that helps; or a JSON file with a
+            3x3 homography from points of the visible picture to the infrared one.
+        thermal_range: of 16-bit and float infrared: "auto", "full", "LOW,HIGH" or (low, high).
+
+    Returns:
+        The kind, size, depth and channels of `visible`; an array (upright, RGB or grey) for a path.
+
+    Raises:
+        InputError: a picture cannot be read, or the two do not show the same view. UsageError: bad option.
+        WeightsError: model cannot be loaded.
+    """
+    thermal, _ = _picture_of(infrared)
+    picture, wrap = _picture_of(visible)
+    key = "fuse", str(model), device, precision, tile, str(register), thermal_range
+    task = _cached(key, lambda: fusion_task(
+        model=model, device=device, precision=precision, tile_px=tile, register=register, thermal_range=thermal_range
+    ))  # fmt: skip
+    return wrap(task((thermal, picture)).picture)
+
+
+_CACHE: dict[tuple[Any, ...], Any] = {}
+
+
+def _cached(key: tuple[Any, ...], make_task: Callable[[], Any]) -> Any:
     # A loop over restore() must not load the weights each time; only the last task is kept.
     if key not in _CACHE:
-        model, device, precision, tile, strength, weather = key
-        task = restoration_task(
-            model=model, device=device, precision=precision, tile_px=tile, strength=strength, weather=weather
-        )
+        task = make_task()
         _CACHE.clear()
         _CACHE[key] = task
     return _CACHE[key]
+
+
+def _load_for(task: str, model: str | PathLike[str], device: str) -> "ModelDescriptor":
+    descriptor = load(model, device=device)
+    if descriptor.task != task:
+        raise UsageError(f"{model}: a {descriptor.task} model; choose a {task} model from `moevision models`")
+    return descriptor
 
 
 def _picture_of(source: Any) -> tuple["Picture", Any]:
@@ -152,3 +219,9 @@ def _build_restoration(config: dict[str, Any]) -> "nn.Module":
     from moevision.tasks.restoration.model import RestorationConfig, RestorationNet
 
     return RestorationNet(RestorationConfig.from_dict(config))
+
+
+def _build_fusion(config: dict[str, Any]) -> "nn.Module":
+    from moevision.tasks.fusion.model import FusionConfig, FusionNet
+
+    return FusionNet(FusionConfig.from_dict(config))

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -18,8 +18,8 @@ import moevision
 from moevision.cli.common import logger, say, stderr_console
 from moevision.engine.interrupts import Interruption
 from moevision.engine.ledger import Ledger, settings_hash
-from moevision.engine.names import shown
-from moevision.engine.plan import OnExists, Plan, plan
+from moevision.engine.names import IMAGE_SUFFIXES, shown
+from moevision.engine.plan import Job, OnExists, Plan, plan
 from moevision.engine.report import Report, check_report_path, items_of, write_report
 from moevision.engine.runner import Outcome, RunOptions, exit_code, remove_stale_parts, run
 from moevision.engine.task import JSON, Task
@@ -48,14 +48,18 @@ class BatchOptions:
     dry_run: bool = False
     quiet: bool = False
     debug: bool = False
+    maps: dict[str, Path] = field(default_factory=dict)
+    """Where the task's maps go, by name: a folder, or a file name where there is one output."""
 
 
 def run_batch(
-    name: str, inputs: Sequence[str], options: BatchOptions, settings: dict[str, JSON], make_task: Callable[[], Task]
-) -> int:
+    name: str, inputs: Sequence[str], options: BatchOptions, settings: dict[str, JSON], make_task: Callable[[], Task],
+    *, planner: Callable[..., Plan] = plan,
+) -> int:  # fmt: skip
     """Do everything one command was asked for and return the exit code.
 
     `settings` are the task's own; with the options that change an output's bytes they decide what `--resume` may skip.
+    `planner` is `plan`, or `plan_pairs` for a task that takes two pictures.
     """
     began, started = time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if options.report is not None:
@@ -68,7 +72,7 @@ def run_batch(
         "strip_metadata": options.strip_metadata,
     }
     fingerprint = settings_hash(settings)
-    todo = plan(
+    todo = planner(
         expand_stdin(inputs),
         options.output,
         recursive=options.recursive,
@@ -80,10 +84,12 @@ def run_batch(
         raise UsageError(
             "nothing to do: no image found; name image files, a folder that holds some, or a quoted pattern"
         )
+    maps = {kind: _map_place(kind, path, todo) for kind, path in options.maps.items()}
     if options.dry_run:
         return _show_plan(todo)
     outcomes: list[Outcome] = []
-    ending = _work(todo, make_task, options, fingerprint, outcomes) if todo.jobs else "completed"
+    run_options = RunOptions(options.quality, options.strip_metadata, read_ahead=options.jobs, maps=maps)
+    ending = _work(todo, make_task, options, run_options, fingerprint, outcomes) if todo.jobs else "completed"
     code = 130 if ending == "interrupted" else exit_code((o.status for o in outcomes), refused=bool(todo.refused))
     seconds = round(time.perf_counter() - began, 3)
     command = shlex.join(["moevision", *sys.argv[1:]])
@@ -110,11 +116,24 @@ def expand_stdin(inputs: Sequence[str]) -> list[str]:
     return expanded
 
 
+def _map_place(kind: str, path: Path, todo: Plan) -> Callable[[Job], Path]:
+    """Where the map of each job goes: the file itself for one job, else under a folder as the outputs under theirs."""
+    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+        if len(todo.jobs) > 1:
+            raise UsageError(f"--{kind}-map {shown(path)} names one file, but there are several pairs; name a folder")
+        return lambda job: path
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--{kind}-map {shown(path)}: not a folder; name a folder or a .png file")
+    if os.path.realpath(path) == os.path.realpath(todo.root):
+        raise UsageError(f"--{kind}-map {shown(path)}: the outputs go there; name another folder")
+    return lambda job: path / job.output.relative_to(todo.root).with_suffix(".png")
+
+
 def _work(
-    todo: Plan, make_task: Callable[[], Task], options: BatchOptions, fingerprint: str, outcomes: list[Outcome]
-) -> Ending:
+    todo: Plan, make_task: Callable[[], Task], options: BatchOptions, run_options: RunOptions, fingerprint: str,
+    outcomes: list[Outcome],
+) -> Ending:  # fmt: skip
     """Run the jobs, appending to `outcomes`, which also holds what was done before an interruption or an error."""
-    run_options = RunOptions(options.quality, options.strip_metadata, read_ahead=options.jobs)
     with Interruption() as interruption:
         try:
             task = make_task()

@@ -172,6 +172,20 @@ def parse_weather(text: str) -> tuple[str, ...] | None:
     return known_weathers([name.strip() for name in text.split(",")])
 
 
+def fingerprint(model: str) -> str:
+    """What tells these weights from others of that name: the manifest's sha256, or size and time of the user's file."""
+    from moevision.api import list_models
+
+    for entry in list_models():
+        if entry.get("name") == model:
+            return str(entry.get("sha256", ""))
+    try:
+        status = Path(model).stat()
+    except OSError:
+        return ""  # whoever loads it will say what is wrong
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 _WORKING, _OUTPUT, _LOG = "Computing", "Output", "Messages and settings"
 
 Inputs = Annotated[

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from moevision.cli import common
@@ -36,4 +39,31 @@ def restoration(
 
     task = restoration_task(model=model, device=device, precision=precision, tile_px=tile_px, weather=told)
     result = evaluate(data, task)
+    common.show_result(result, result["metrics"], json_file, quiet=quiet)
+
+
+@app.command("fusion")
+def fusion(
+    data: common.Data,
+    json_file: common.JsonFile = None,
+    model: common.Model = "fusion-small",
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    tile: common.Tile = "auto",
+    peer: Annotated[
+        list[Path] | None,
+        typer.Option("--peer", help="Folder of another method's fused pictures; may be given again."),
+    ] = None,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Fusion metrics on a folder with ir/ and vis/ (names match by stem), beside average and pixel-max."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.api import fusion_task
+    from moevision.tasks.fusion.evaluate import evaluate
+
+    task = fusion_task(model=model, device=device, precision=precision, tile_px=common.parse_tile(tile))
+    result = evaluate(data, task, tuple(peer or ()))
     common.show_result(result, result["metrics"], json_file, quiet=quiet)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import bench, datasets, evaluate, models, restore, train, tune
+from moevision.cli import bench, datasets, evaluate, fuse, models, restore, train, tune
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("restore")(restore.restore)
+app.command("fuse")(fuse.fuse)
 app.command("models")(models.models)
 app.command("tune")(tune.tune)
 app.add_typer(evaluate.app, name="evaluate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,7 +67,7 @@ def restore(
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": tile_px}
     asked |= {"strength": strength, "weather": told}
-    settings: dict[str, JSON] = {**asked, "weights": _fingerprint(model)}
+    settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
 
     def make_task() -> Task:
         from moevision.api import restoration_task
@@ -77,17 +76,3 @@ def restore(
 
     if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)
-
-
-def _fingerprint(model: str) -> str:
-    """What tells these weights from others of that name: the manifest's sha256, or size and time of the user's file."""
-    from moevision.api import list_models
-
-    for entry in list_models():
-        if entry.get("name") == model:
-            return str(entry.get("sha256", ""))
-    try:
-        status = Path(model).stat()
-    except OSError:
-        return ""  # whoever loads it will say what is wrong
-    return f"{status.st_size}-{status.st_mtime_ns}"

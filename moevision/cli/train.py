@@ -17,20 +17,27 @@ def _train() -> None:
     """Train a model."""
 
 
+_Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for checkpoints, weights and the log.", show_default=False)
+]
+_Preset = Annotated[str, typer.Option("--preset", help="Size and recipe of the model.")]
+_Steps = Annotated[int, typer.Option("--steps", min=1, help="Length of the run.")]
+_LearningRate = Annotated[float, typer.Option("--learning-rate", min=0.0, help="Peak of the schedule.")]
+_ResumeRun = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+
+
 @app.command("restoration")
 def restoration(
     data: common.Data,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for checkpoints, weights and the log.", show_default=False)
-    ],
-    preset: Annotated[str, typer.Option("--preset", help="Size and recipe of the model.")] = "small",
+    out: _Out,
+    preset: _Preset = "small",
     seed: common.Seed = 0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Length of the run.")] = 60_000,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0, help="Peak of the schedule.")] = 3e-4,
+    steps: _Steps = 60_000,
+    learning_rate: _LearningRate = 3e-4,
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Weights to begin with; parts they lack start anew.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: _ResumeRun = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     debug: common.Debug = False,
@@ -45,5 +52,31 @@ def restoration(
         data, out, preset=preset, seed=seed, steps=steps, resume=resume,
         learning_rate=learning_rate, start_from=start_from, say=say,
     )  # fmt: skip
+    if not quiet:
+        typer.echo(str(weights))
+
+
+@app.command("fusion")
+def fusion(
+    data: common.Data,
+    out: _Out,
+    preset: _Preset = "small",
+    seed: common.Seed = 0,
+    steps: _Steps = 4000,
+    learning_rate: _LearningRate = 6e-4,
+    resume: _ResumeRun = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Train a fusion model on a folder with ir/ and vis/, aligned pairs of equal names; no labels."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.tasks.fusion.train import train
+
+    say = common.logger.debug if quiet else common.say
+    weights = train(
+        data, out, preset=preset, seed=seed, steps=steps, resume=resume, learning_rate=learning_rate, say=say
+    )
     if not quiet:
         typer.echo(str(weights))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from moevision.engine.inputs import Found, Refusal, Search, is_under
 from moevision.engine.ledger import History
@@ -23,6 +23,7 @@ from moevision.engine.names import (
 from moevision.errors import UsageError
 
 OnExists = Literal["fail", "skip", "overwrite", "rename"]
+_Wanted: TypeAlias = "tuple[tuple[Found, ...], Path]"  # the files of one job, and its output
 
 
 @dataclass(frozen=True)
@@ -72,31 +73,106 @@ def plan(
     naming the files, when the run as a whole would be wrong: colliding outputs, an output that is an input, outputs
     that exist (`on_exists="fail"`).
     """
-    if on_exists not in get_args(OnExists):
-        raise UsageError(f"--on-exists {on_exists}: choose one of {', '.join(get_args(OnExists))}")
-    if format not in FORMATS:
-        raise UsageError(f"--format {format}: choose one of {', '.join(FORMATS)}")
-    root, file = _target(inputs, output, format)
+    _check_choices(on_exists, format)
+    root, file = _target(output, format, means_many=len(inputs) != 1 or _means_many(inputs[0]))
     history = History.read(root)
     search = Search(recursive, os.path.realpath(root), history.outputs())
     for text in inputs:
         search.add(text)
-    wanted = [
-        (found, file or root / found.relative.parent / output_name(found.path.name, format)) for found in search.found
-    ]
+    wanted = [((found,), file or _place(root, found, format)) for found in search.found]
+    jobs, skipped, escaping = _decide(wanted, root, history, on_exists, resume)
+    return Plan(root, file is not None, jobs, skipped, (*search.refused, *escaping))
+
+
+def plan_pairs(
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    recursive: bool = True,
+    on_exists: OnExists = "fail",
+    format: str = "same",
+    resume: str | None = None,
+) -> Plan:
+    """Plan one run over pairs: two files, or two folders whose files match by their path without suffix.
+
+    Outputs are called as the second of their pair. A file without a partner, or with several, is refused; partners are
+    never guessed. The rest as of `plan`; raises UsageError also when `inputs` are not two.
+    """
+    _check_choices(on_exists, format)
+    if len(inputs) != 2:
+        raise UsageError(f"{len(inputs)} inputs: name two files or two folders, the infrared one first")
+    files = [not _means_many(text) for text in inputs]
+    if files[0] != files[1]:
+        raise UsageError(f"{shown(inputs[0])} and {shown(inputs[1])}: name two files or two folders")
+    root, file = _target(output, format, means_many=not files[0])
+    history = History.read(root)
+    searches = [Search(recursive, os.path.realpath(root), history.outputs()) for _ in inputs]
+    for search, text in zip(searches, inputs, strict=True):
+        search.add(text)
+    matched, orphans = _match(searches[0].found, searches[1].found, inputs, any_name=files[0])
+    wanted = [(pair, file or _place(root, pair[1], format)) for pair in matched]
+    jobs, skipped, escaping = _decide(wanted, root, history, on_exists, resume)
+    refused = [refusal for search in searches for refusal in search.refused]
+    return Plan(root, file is not None, jobs, skipped, (*refused, *orphans, *escaping))
+
+
+def _match(
+    first: Sequence[Found], second: Sequence[Found], folders: Sequence[str], *, any_name: bool
+) -> tuple[list[tuple[Found, ...]], list[Refusal]]:
+    """Pairs by path without suffix, in order of the second; and what has no partner or several.
+
+    With `any_name`, of two files that were named one by one, the names do not matter.
+    """
+    if any_name:
+        return list(zip(first, second, strict=False)), []
+    by_key: list[dict[PurePath, list[Found]]] = [{}, {}]
+    for found_by_key, found in zip(by_key, (first, second), strict=True):
+        for one in found:
+            found_by_key.setdefault(one.relative.with_suffix(""), []).append(one)
+    matched: list[tuple[Found, ...]] = []
+    refused: list[Refusal] = []
+    for key in dict.fromkeys([*by_key[1], *by_key[0]]):
+        here, there = by_key[0].get(key, []), by_key[1].get(key, [])
+        if len(here) == len(there) == 1:
+            matched.append((here[0], there[0]))
+        elif here and there:
+            reason = f"several files are called {shown(key)}; leave one in each folder"
+            refused += [Refusal(one.path, reason) for one in (*here, *there)]
+        else:
+            reason = f"no {shown(key)} in {shown(folders[0] if there else folders[1])} to pair it with"
+            refused += [Refusal(one.path, reason) for one in (*here, *there)]
+    return matched, refused
+
+
+def _check_choices(on_exists: str, output_format: str) -> None:
+    if on_exists not in get_args(OnExists):
+        raise UsageError(f"--on-exists {on_exists}: choose one of {', '.join(get_args(OnExists))}")
+    if output_format not in FORMATS:
+        raise UsageError(f"--format {output_format}: choose one of {', '.join(FORMATS)}")
+
+
+def _place(root: Path, found: Found, output_format: str) -> Path:
+    return root / found.relative.parent / output_name(found.path.name, output_format)
+
+
+def _decide(
+    wanted: Sequence[_Wanted], root: Path, history: History, on_exists: OnExists, resume: str | None
+) -> tuple[tuple[Job, ...], tuple[Skip, ...], list[Refusal]]:
+    """Jobs, those left out, and inputs whose output cannot be; raises UsageError where the whole run would be wrong."""
     _refuse_collisions(wanted)
     _refuse_inputs_as_outputs(wanted)
-    wanted, escaping = _split_unusable(wanted, root)
-    jobs, skipped = _settle((Job((found.path,), path) for found, path in wanted), history, on_exists, resume)
-    return Plan(root, file is not None, tuple(jobs), tuple(skipped), (*search.refused, *escaping))
+    usable, escaping = _split_unusable(wanted, root)
+    every = (Job(tuple(one.path for one in found), path) for found, path in usable)
+    jobs, skipped = _settle(every, history, on_exists, resume)
+    return tuple(jobs), tuple(skipped), escaping
 
 
-def _target(inputs: Sequence[str], output: Path, output_format: str) -> tuple[Path, Path | None]:
+def _target(output: Path, output_format: str, *, means_many: bool) -> tuple[Path, Path | None]:
     """The output folder, and the output file where the user named one."""
     if str(output) == "-":
         raise UsageError("-o -: writing to stdout is not supported; name a file or a folder")
     if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
-        if len(inputs) != 1 or _means_many(inputs[0]):
+        if means_many:
             raise UsageError(f"-o {shown(output)} names one file, but the inputs can be several; name a folder")
         if output_format != "same" and output.suffix.lower() != f".{output_format}":
             raise UsageError(f"-o {shown(output)} and --format {output_format} disagree; drop one of them")
@@ -111,10 +187,10 @@ def _means_many(text: str) -> bool:
     return os.path.isdir(text) or (glob.has_magic(text) and not os.path.lexists(text))
 
 
-def _refuse_collisions(wanted: Iterable[tuple[Found, Path]]) -> None:
+def _refuse_collisions(wanted: Iterable[_Wanted]) -> None:
     first: dict[str, Found] = {}
     clashes = []
-    for found, path in wanted:
+    for (*_, found), path in wanted:
         other = first.setdefault(collision_key(path), found)
         if other is not found:
             clashes.append(f"{shown(other.path)} and {shown(found.path)} would both become {shown(path)}")
@@ -123,8 +199,8 @@ def _refuse_collisions(wanted: Iterable[tuple[Found, Path]]) -> None:
         raise UsageError(f"{_listed(clashes)}; {remedy}")
 
 
-def _refuse_inputs_as_outputs(wanted: Sequence[tuple[Found, Path]]) -> None:
-    inputs = {found.identity: found.path for found, _ in wanted}
+def _refuse_inputs_as_outputs(wanted: Sequence[_Wanted]) -> None:
+    inputs = {one.identity: one.path for found, _ in wanted for one in found}
     for _, path in wanted:
         try:
             status = path.stat()  # follows links and, by device and inode, sees through letter case and hard links
@@ -137,7 +213,7 @@ def _refuse_inputs_as_outputs(wanted: Sequence[tuple[Found, Path]]) -> None:
             )
 
 
-def _split_unusable(wanted: Iterable[tuple[Found, Path]], root: Path) -> tuple[list[tuple[Found, Path]], list[Refusal]]:
+def _split_unusable(wanted: Iterable[_Wanted], root: Path) -> tuple[list[_Wanted], list[Refusal]]:
     """Set apart outputs that a link would carry out of the output folder, and names no file system takes."""
     real_root = os.path.realpath(root)
     real_parents: dict[PurePath, str] = {}
@@ -147,9 +223,9 @@ def _split_unusable(wanted: Iterable[tuple[Found, Path]], root: Path) -> tuple[l
             real_parents[path.parent] = os.path.realpath(path.parent)
         target = os.path.realpath(path) if path.is_symlink() else os.path.join(real_parents[path.parent], path.name)
         if not is_under(target, real_root):
-            refused.append(Refusal(found.path, f"output {shown(path)} is a link out of the output folder"))
+            refused.append(Refusal(found[-1].path, f"output {shown(path)} is a link out of the output folder"))
         elif len(os.fsencode(path.name)) > NAME_LIMIT_BYTES:
-            refused.append(Refusal(found.path, f"the output's name would be longer than {NAME_LIMIT_BYTES} bytes"))
+            refused.append(Refusal(found[-1].path, f"the output's name would be longer than {NAME_LIMIT_BYTES} bytes"))
         else:
             usable.append((found, path))
     return usable, refused

@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,8 @@ class RunOptions:
     limits: ReadLimits = field(default_factory=ReadLimits)
     read_ahead: int = 1
     """How many pictures are decoded in the background while the task works; each costs its memory."""
+    maps: Mapping[str, Callable[[Job], Path]] = field(default_factory=dict)
+    """Which of a result's maps are written, and where to."""
 
 
 class _Read(NamedTuple):
@@ -155,6 +157,10 @@ def _write(job: Job, result: TaskResult, options: RunOptions) -> None:
         strip_metadata=options.strip_metadata,
         on_exists="overwrite" if job.replaces else "fail",
     )
+    for name, place in options.maps.items():
+        path = place(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(result.maps[name], path, on_exists="overwrite" if job.replaces else "fail")
 
 
 def _read_ahead(jobs: Iterable[Job], options: RunOptions) -> Generator[tuple[Job, Future[_Read]], None, None]:

@@ -20,6 +20,8 @@ class TaskResult:
     picture: Picture
     facts: dict[str, JSON] = field(default_factory=dict)
     """Small and flat, for they become columns of a report: `{"weather": "haze", "confidence": 0.82, "tiles": 12}`."""
+    maps: dict[str, Picture] = field(default_factory=dict)
+    """Pictures that explain the result, by name; written only where the user asked for them."""
 
 
 class Task(Protocol):

@@ -4,7 +4,7 @@ Shape legend of the folder: N items (pixels, tokens), D width, H hidden, E exper
 """
 
 from moevision.moe.dispatch import Dense, Dispatcher, Plan, Sorted
-from moevision.moe.experts import ExpertBank, FFNExperts, FiLMExperts, LinearFiLMExperts
+from moevision.moe.experts import ConvExperts, ExpertBank, FFNExperts, FiLMExperts, LinearFiLMExperts
 from moevision.moe.layer import MoELayer
 from moevision.moe.losses import BalanceLoss, importance_loss, load_loss, switch_loss, z_loss
 from moevision.moe.routing import Context, LayerRecord, Router, Routing, Window
@@ -12,14 +12,16 @@ from moevision.moe.scorers import (
     ExactMomentScorer,
     LinearScorer,
     LiteralUncertaintyScorer,
+    PooledScorer,
     RepairedUncertaintyScorer,
     Scorer,
 )
-from moevision.moe.selectors import Selector, SoftAll, TopK
+from moevision.moe.selectors import NoisyTopK, Selector, SoftAll, TopK
 
 __all__ = [
     "BalanceLoss",
     "Context",
+    "ConvExperts",
     "Dense",
     "Dispatcher",
     "ExactMomentScorer",
@@ -31,7 +33,9 @@ __all__ = [
     "LinearScorer",
     "LiteralUncertaintyScorer",
     "MoELayer",
+    "NoisyTopK",
     "Plan",
+    "PooledScorer",
     "RepairedUncertaintyScorer",
     "Router",
     "Routing",

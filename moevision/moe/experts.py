@@ -149,6 +149,59 @@ class LinearFiLMExperts(ExpertBank):
         return self.gamma(x_ND).view(shape) * x_ND.unsqueeze(1) + self.beta(x_ND).view(shape)
 
 
+class ConvExperts(nn.Module):
+    """E separable convolutions of windows or whole pictures: depthwise 3x3, then pointwise D -> H -> activation -> O.
+
+    The experts of MoE-Fusion (ICCV 2023) are 3x3 convolutions; separable ones cost a ninth and run through
+    `kernels.grouped_conv` and `kernels.expert_ffn`. Routing is per window, so this bank takes and gives maps, one map a
+    slot, and leaves their combination to the caller, who may not want a sum.
+    """
+
+    def __init__(self, num_experts: int, dim: int, hidden: int, out: int, activation: str = "gelu") -> None:
+        super().__init__()
+        self.num_experts, self.activation = num_experts, activation
+        self.depthwise = nn.Parameter(_uniform(num_experts, dim, 3, 3, fan_in=9))
+        self.depthwise_bias = nn.Parameter(_uniform(num_experts, dim, fan_in=9))
+        self.w1 = nn.Parameter(_uniform(num_experts, dim, hidden, fan_in=dim))
+        self.b1 = nn.Parameter(_uniform(num_experts, hidden, fan_in=dim))
+        self.w2 = nn.Parameter(_uniform(num_experts, hidden, out, fan_in=hidden))
+        self.b2 = nn.Parameter(_uniform(num_experts, out, fan_in=hidden))
+
+    def forward(self, x_NCHW: Tensor, index_N: Tensor) -> Tensor:
+        """Window n through expert index_n, borders replicated; only the chosen experts run.
+
+        Args:
+            x_NCHW: windows, C = dim.
+            index_N: int64; outside 0..E-1 = empty, which gives zeros.
+
+        Returns:
+            (N, out, H, W) in channels-last memory.
+        """
+        windows, _, height, width = x_NCHW.shape
+        y_NCHW = kernels.grouped_conv(
+            F.pad(x_NCHW, (1, 1, 1, 1), mode="replicate"), self.depthwise, self.depthwise_bias, index_N
+        )
+        y_RD = y_NCHW.permute(0, 2, 3, 1).reshape(windows * height * width, -1)
+        index_R1 = index_N.repeat_interleave(height * width).unsqueeze(1)
+        order_R, offsets_E1 = kernels.plan(index_R1, self.num_experts)
+        gate_R1 = y_RD.new_ones(y_RD.shape[0], 1, dtype=torch.float32 if y_RD.dtype != torch.float64 else y_RD.dtype)
+        y_RO = kernels.expert_ffn(
+            y_RD, self.w1, self.b1, self.w2, self.b2, gate_R1, order_R, offsets_E1, self.activation
+        )
+        return y_RO.view(windows, height, width, -1).permute(0, 3, 1, 2)
+
+    def all(self, x_NCHW: Tensor) -> Tensor:
+        """Every expert on every window, in plain torch: (N, C, H, W) -> (N, E, O, H, W)."""
+        padded_NCHW = F.pad(x_NCHW, (1, 1, 1, 1), mode="replicate")
+        windows_NCHWPQ = padded_NCHW.unfold(2, 3, 1).unfold(3, 3, 1)
+        y_NEHWD = torch.einsum("nchwpq,ecpq->nehwc", windows_NCHWPQ, self.depthwise)
+        y_NEHWD = y_NEHWD + self.depthwise_bias[:, None, None]
+        hidden_NEHWF = reference.activate(
+            torch.einsum("nehwd,edf->nehwf", y_NEHWD, self.w1) + self.b1[:, None, None], self.activation
+        )
+        return torch.einsum("nehwf,efo->neohw", hidden_NEHWF, self.w2) + self.b2[:, :, None, None]
+
+
 class DenseFFN(nn.Module):
     """A plain two-layer FFN over the last dimension: the arm without experts, and the shared expert of a layer."""
 

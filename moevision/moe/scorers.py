@@ -44,6 +44,28 @@ class LinearScorer(Scorer):
         return reference.router_logits(x_ND, self.weight, 0.0)
 
 
+class PooledScorer(Scorer):
+    """logits = W2 relu(W1 x + b1), for routers that see one vector of pooled features a picture.
+
+    Args:
+        dim: D.
+        hidden: width between; small, for there are few pictures to learn from.
+        num_experts: E.
+    """
+
+    def __init__(self, dim: int, hidden: int, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.hidden, self.logits = nn.Linear(dim, hidden), nn.Linear(hidden, num_experts)
+        nn.init.zeros_(self.logits.weight)  # the first choices are the noise's
+        nn.init.zeros_(self.logits.bias)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, E)."""
+        logits_NE = self.logits(F.relu(self.hidden(x_ND)))
+        return logits_NE if logits_NE.dtype == torch.float64 else logits_NE.float()
+
+
 class ExactMomentScorer(LinearScorer):
     """Expected logits under router dropout, divided by their exact uncertainty; deterministic, no samples.
 

@@ -43,6 +43,33 @@ class TopK(Selector):
         return Routing(index_NK, weight_NK, counts_E, logits_NE.softmax(1))
 
 
+class NoisyTopK(TopK):
+    """TopK of logits to which noise is added in training, so that experts near the choice get a try.
+
+    The noise has a fixed deviation (V-MoE, NeurIPS 2021, section 2.3) instead of Shazeer's learned one: a picture-level
+    router sees too few items a step to learn it. In evaluation there is none.
+
+    Args:
+        k: experts chosen.
+        noise: standard deviation; None = 1 / E.
+    """
+
+    def __init__(self, k: int, noise: float | None = None) -> None:
+        super().__init__(k)
+        self.noise = noise
+
+    def fused_k(self) -> int | None:
+        """Not while it adds noise."""
+        return None if self.training else self.k
+
+    def forward(self, logits_NE: Tensor) -> Routing:
+        """(N, E) -> Routing with K = k slots."""
+        if self.training:
+            noise = 1 / logits_NE.shape[1] if self.noise is None else self.noise
+            logits_NE = logits_NE + noise * torch.randn_like(logits_NE)
+        return super().forward(logits_NE)
+
+
 class SoftAll(Selector):
     """Every expert, weighted by its probability: dense mixing."""
 

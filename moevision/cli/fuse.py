@@ -1,0 +1,106 @@
+"""`moevision fuse`: one picture from an infrared and a visible one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moevision.cli import common
+
+if TYPE_CHECKING:
+    from moevision.engine.task import JSON, Task
+
+_COMPUTING = "Computing"
+_Infrared = Annotated[str, typer.Argument(help="Infrared picture, or a folder of them.", show_default=False)]
+_Visible = Annotated[
+    str, typer.Argument(help="Visible picture, or a folder; names match without suffix.", show_default=False)
+]
+_Register = Annotated[
+    str,
+    typer.Option(
+        "--register",
+        help="Bring the infrared picture onto the visible one: none, ecc, or a JSON file with a 3x3 homography.",
+        rich_help_panel=_COMPUTING,
+    ),
+]
+_ThermalRange = Annotated[
+    str,
+    typer.Option(
+        "--thermal-range",
+        help="Of 16-bit and float infrared: auto, full, or LOW,HIGH in its own units.",
+        rich_help_panel=_COMPUTING,
+    ),
+]
+_WeightsMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights-map",
+        help="Also write who contributed where: white = visible. A .png file for one pair, else a folder.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
+
+
+def fuse(
+    infrared: _Infrared,
+    visible: _Visible,
+    output: common.Output,
+    model: common.Model = "fusion-small",
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    tile: common.Tile = "auto",
+    register: _Register = "none",
+    thermal_range: _ThermalRange = "auto",
+    weights_map: _WeightsMap = None,
+    jobs: common.Jobs = 2,
+    recursive: common.Recursive = True,
+    on_exists: common.OnExists = "fail",
+    resume: common.Resume = False,
+    output_format: common.Format = "same",
+    quality: common.Quality = 95,
+    strip_metadata: common.StripMetadata = False,
+    report: common.ReportFile = None,
+    dry_run: common.DryRun = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Fuse infrared and visible pictures of the same view; the result looks like the visible one.
+
+    Outputs are called as their visible picture. A picture without a partner is listed and left out; the exit code then
+    is 3.
+    """
+    from moevision.cli.batch import BatchOptions, run_batch
+    from moevision.engine.plan import plan_pairs
+
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    options = BatchOptions(
+        output=output,
+        recursive=recursive,
+        on_exists=on_exists,
+        resume=resume,
+        format=output_format,
+        quality=quality,
+        strip_metadata=strip_metadata,
+        jobs=jobs,
+        report=report,
+        dry_run=dry_run,
+        quiet=quiet,
+        debug=debug,
+        maps={} if weights_map is None else {"weights": weights_map},
+    )
+    asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": common.parse_tile(tile)}
+    asked |= {"register": register, "thermal_range": thermal_range}
+    settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
+
+    def make_task() -> Task:
+        from moevision.api import fusion_task
+
+        return fusion_task(device=device, **asked)
+
+    if code := run_batch("fuse", [infrared, visible], options, settings, make_task, planner=plan_pairs):
+        raise typer.Exit(code)

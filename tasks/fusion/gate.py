@@ -1,0 +1,59 @@
+"""The multi-modal gate: which experts a picture pair needs, from pooled features and the light in both images.
+
+MoE-Fusion's gate (ICCV 2023) flattens whole feature maps, 16 M weights that fit one picture size. This one pools them,
+and is told the light outright: how bright either image is, how much it varies, where its dark and its bright end lie.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from moevision.moe import BalanceLoss, Context, LayerRecord, NoisyTopK, Router, Routing, importance_loss, load_loss
+from moevision.moe.scorers import PooledScorer
+
+LIGHT_FEATURES = 9
+_QUANTILES = (0.05, 0.95)
+_HIDDEN = 16
+_SAMPLE = 16384  # pixels, of which quantiles are taken
+
+
+class PictureGate(nn.Module):
+    """Router of whole pictures: (B, F) pooled features -> Routing with B items.
+
+    The decision is a picture-wide statistic: tiles of one picture get the same.
+
+    Args:
+        name: its key in the Context.
+        features: F.
+        num_experts, k: E, and how many a picture gets.
+        balance_weight: weight of the importance and load losses (Shazeer et al. 2017), each.
+    """
+
+    def __init__(self, name: str, features: int, num_experts: int, k: int, balance_weight: float) -> None:
+        super().__init__()
+        self.name = name
+        losses = [BalanceLoss(f.__name__, f, balance_weight) for f in (importance_loss, load_loss)]
+        self.router = Router(PooledScorer(features, _HIDDEN, num_experts), NoisyTopK(k), losses)
+
+    def forward(self, features_BF: Tensor, context: Context) -> Routing:
+        """Routing of B items; recorded in the context."""
+        features_BF = context.statistic(self.name, lambda: features_BF)
+        routing = self.router(features_BF)
+        context.records[self.name] = LayerRecord(routing, self.router.auxiliary_losses(routing))
+        return routing
+
+
+@torch.no_grad()
+def light_of(visible_B1HW: Tensor, infrared_B1HW: Tensor) -> Tensor:
+    """(B, LIGHT_FEATURES), float32: of both mean, deviation, 5 % and 95 % quantile; visible share of the gradients."""
+    parts = []
+    steepness = []
+    for image_B1HW in (visible_B1HW, infrared_B1HW):
+        image_BHW = image_B1HW[:, 0].float()
+        # Quantiles of a sample: sorting a whole picture would cost more than the network.
+        step = max(1, round((image_BHW[0].numel() / _SAMPLE) ** 0.5))
+        values_BL = image_BHW[:, ::step, ::step].flatten(1)
+        ends_2B = torch.quantile(values_BL, values_BL.new_tensor(_QUANTILES), dim=1)
+        parts += [values_BL.mean(1), values_BL.std(1, unbiased=False), ends_2B[0], ends_2B[1]]
+        steepness.append(image_BHW.diff(dim=2).abs().mean((1, 2)).nan_to_num() + 1e-4)
+    parts.append(steepness[0] / (steepness[0] + steepness[1]))
+    return torch.stack(parts, dim=1)

@@ -1,0 +1,151 @@
+"""The recipe of the fusion weights, top to bottom.
+
+Data: aligned pairs, `ir/` and `vis/` (`moevision.datasets.infrared_visible`); every VALIDATION_EVERY-th is kept for
+validation. Loss: see `losses`; no labels. Modality balancing after AGM (ICCV 2023) is an option.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from moevision.checkpoint import save_model
+from moevision.datasets.infrared_visible import PairCrops, PairFolder
+from moevision.errors import UsageError
+from moevision.moe import Context
+from moevision.tasks.fusion import losses
+from moevision.tasks.fusion.baselines import BASELINES
+from moevision.tasks.fusion.metrics import METRICS, fusion_metrics
+from moevision.tasks.fusion.model import PRESETS, FusionNet
+from moevision.training.curves import draw_curves
+from moevision.training.loop import LoopConfig, fit
+
+_LOG = logging.getLogger(__name__)
+CROP_PX, BATCH = 128, 8
+VALIDATION_EVERY = 9
+WEIGHTS: dict[Callable[[Tensor, Tensor, Tensor], Tensor], float] = {
+    losses.intensity_loss: 10.0,
+    losses.gradient_loss: 6.0,
+    losses.artefact_loss: 6.0,
+    losses.structure_loss: 0.5,
+    losses.difference_loss: 0.25,
+    losses.fidelity_loss: 0.5,
+    losses.edge_loss: 1.0,
+    losses.contrast_loss: 4.0,
+}
+SALIENCE_WEIGHT = 0.1
+
+
+class _Batches(Dataset[Tensor]):
+    """Batch number -> (B, 2, crop, crop) visible and infrared; a function of (seed, step) alone."""
+
+    def __init__(self, crops: PairCrops, steps: int, seed: int) -> None:
+        self.crops, self.steps, self.seed = crops, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Tensor:
+        rng = np.random.default_rng((self.seed, step))
+        return torch.from_numpy(self.crops.batch(rng, BATCH, CROP_PX))
+
+
+def train(
+    data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 4000, resume: bool = False,
+    learning_rate: float = 6e-4, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+) -> Path:  # fmt: skip
+    """Train and write `out/model.safetensors`; returns its path.
+
+    Args:
+        data: folder with `ir/` and `vis/`.
+        out: run folder (see `training.loop.fit`), which also receives curves.png.
+        preset: a key of PRESETS.
+        seed: of initialisation and data.
+        steps: optimiser steps.
+        resume: continue an interrupted run exactly.
+        learning_rate: peak of the schedule.
+        workers: data processes.
+        say: receives progress lines.
+
+    Raises:
+        UsageError: missing data, unknown preset, unfit run folder.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"{preset}: no such preset; choose from {', '.join(PRESETS)}")
+    torch.manual_seed(seed)
+    net = FusionNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
+    loop = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, validate_every=500)
+    average = optimise(net, data, loop, out, resume=resume, workers=workers, say=say)
+    path = out / "model.safetensors"
+    training = {"preset": preset, "seed": seed, "steps": steps, "learning_rate": learning_rate}
+    save_model(average, path, task="fusion", training=training)
+    draw_curves(out)
+    return path
+
+
+def optimise(
+    net: FusionNet, data: Path, loop: LoopConfig, out: Path, *, resume: bool = False, workers: int = 1,
+    say: Callable[[str], None] = _LOG.info,
+) -> nn.Module:  # fmt: skip
+    """Train any FusionNet by the recipe; returns a copy with the averaged weights. Arguments as of `train`."""
+    cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
+    pairs = list(PairFolder(data))
+    held = pairs[::VALIDATION_EVERY]
+    learned = [pair for number, pair in enumerate(pairs) if number % VALIDATION_EVERY] or pairs
+    say(f"{len(learned)} pairs to learn from, {len(held)} to validate with")
+    first = _first_step(out) if resume else 0
+    batches = _loader(_Batches(PairCrops(learned), loop.steps, loop.seed), first, workers)
+    validation = PairCrops(held).images
+    return fit(
+        net,
+        lambda model, step: losses_of(model, next(batches)),
+        loop,
+        out,
+        validate=lambda model, step: _validate(model, validation),
+        resume=resume,
+        say=say,
+    )
+
+
+def losses_of(model: nn.Module, batch_B2HW: Tensor) -> dict[str, Tensor]:
+    """Weighted loss terms by name."""
+    visible, infrared = batch_B2HW.split(1, dim=1)
+    context = Context()
+    fused, _, salience = model(visible, infrared, context)
+    terms = {f.__name__.removesuffix("_loss"): w * f(fused, visible, infrared) for f, w in WEIGHTS.items()}
+    terms["salience"] = SALIENCE_WEIGHT * losses.salience_loss(salience, infrared)
+    terms["balance"] = torch.as_tensor(context.auxiliary_loss())
+    return terms
+
+
+def _first_step(out: Path) -> int:
+    checkpoint = out / "checkpoint.pt"
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
+
+
+def _loader(batches: _Batches, first: int, workers: int) -> Iterator[Tensor]:
+    order = range(first, len(batches))
+    return iter(DataLoader(batches, None, sampler=order, num_workers=workers, prefetch_factor=8 if workers else None))
+
+
+@torch.inference_mode()
+def _validate(model: nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Means of METRICS, and of the visible weight; those of the baselines behind a slash in the names."""
+    rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in ("", *(f"{name}/" for name in BASELINES))}
+    weights = []
+    for visible_HW, infrared_HW in pairs:
+        visible, infrared = (torch.from_numpy(x)[None, None].float() / 255 for x in (visible_HW, infrared_HW))
+        fused, weight, _ = model(visible, infrared)
+        fused_HW = (fused[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        rows[""].append(fusion_metrics(fused_HW, visible_HW, infrared_HW))
+        for name, rule in BASELINES.items():
+            rows[f"{name}/"].append(fusion_metrics(rule(visible_HW, infrared_HW), visible_HW, infrared_HW))
+        weights.append(float(weight.mean()))
+    means = {f"{arm}{m}": float(np.mean([row[m] for row in found])) for arm, found in rows.items() for m in METRICS}
+    return {**means, "visible_weight": float(np.mean(weights))}

@@ -33,7 +33,7 @@ WEIGHTS: dict[Callable[[Tensor, Tensor, Tensor], Tensor], float] = {
     losses.gradient_loss: 6.0,
     losses.artefact_loss: 6.0,
     losses.structure_loss: 0.5,
-    losses.difference_loss: 0.25,
+    losses.difference_loss: 0.7,
     losses.fidelity_loss: 0.5,
     losses.edge_loss: 1.0,
     losses.contrast_loss: 4.0,

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from moevision.cli.main import app
 from moevision.engine.task import TaskResult
+from moevision.imaging.picture import Picture
 
 
 @dataclass
@@ -36,6 +37,20 @@ class FakeApi:
 
         return task
 
+    def fusion_task(self, **options):
+        self.requests.append(options)
+
+        def task(pictures):
+            infrared, visible = pictures
+            if self.before is not None:
+                self.before(visible)
+            mean = (infrared.pixels_HWC // 2) + (visible.pixels_HWC // 2)
+            return TaskResult(
+                replace(visible, pixels_HWC=mean), {"visible_weight": 0.5}, {"weights": Picture(mean[:, :, :1])}
+            )
+
+        return task
+
 
 @pytest.fixture
 def fake_api(monkeypatch):
@@ -43,6 +58,7 @@ def fake_api(monkeypatch):
     module = types.ModuleType("moevision.api")
     module.list_models = api.list_models
     module.restoration_task = api.restoration_task
+    module.fusion_task = api.fusion_task
     monkeypatch.setitem(sys.modules, "moevision.api", module)
     return api
 

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from moevision.moe import (
     BalanceLoss,
     Context,
+    ConvExperts,
     Dense,
     ExactMomentScorer,
     FFNExperts,
@@ -17,6 +18,8 @@ from moevision.moe import (
     LinearScorer,
     LiteralUncertaintyScorer,
     MoELayer,
+    NoisyTopK,
+    PooledScorer,
     RepairedUncertaintyScorer,
     Router,
     SoftAll,
@@ -205,3 +208,41 @@ def test_the_literal_router_is_signed_before_the_softmax_and_the_others_keep_the
     plain = x @ scorer.weight.T
     assert (scorer(x).argmax(1) == plain.argmax(1)).float().mean() > 0.9
     assert (scorer(x).softmax(1).amax(1) <= plain.softmax(1).amax(1) + 1e-6).float().mean() > 0.9
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(0, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_convolution_experts_equal_the_dense_reference_for_any_windows_and_empty_ones(windows, height, width, seed):
+    torch.manual_seed(seed)
+    bank = ConvExperts(3, DIM, HIDDEN, 4).double()
+    x = torch.randn(windows, DIM, height, width, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(-1, 4, (windows,))  # -1 and 3 name no expert
+    y = bank(x, index)
+    known = ((index >= 0) & (index < 3)).nonzero()[:, 0]
+    expected = torch.zeros_like(y).index_put((known,), bank.all(x)[known, index[known]])
+    torch.testing.assert_close(y, expected)
+    if len(known):
+        fast, slow = (torch.autograd.grad(t.square().sum(), [x, *bank.parameters()]) for t in (y, expected))
+        for a, b in zip(fast, slow, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_noisy_top_k_explores_in_training_and_is_plain_top_k_in_evaluation():
+    logits = torch.zeros(400, EXPERTS)
+    noisy = NoisyTopK(2)
+    torch.manual_seed(0)
+    assert (noisy.train()(logits).counts_E > 0).all()
+    assert noisy.fused_k() is None
+    for mine, plain in zip(vars(noisy.eval()(logits)).values(), vars(TopK(2)(logits)).values(), strict=True):
+        assert mine is plain is None or torch.equal(mine, plain)
+    assert noisy.fused_k() == 2
+
+
+def test_a_pooled_scorer_starts_undecided_and_learns():
+    torch.manual_seed(0)
+    scorer = PooledScorer(DIM, 8, EXPERTS)
+    x = torch.randn(7, DIM)
+    assert not scorer(x).any()
+    scorer(x)[:, 0].sum().backward()
+    assert scorer.logits.weight.grad.abs().sum() > 0
+    assert scorer.bfloat16()(x.bfloat16()).dtype == torch.float32

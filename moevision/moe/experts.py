@@ -181,14 +181,14 @@ class ConvExperts(nn.Module):
         y_NCHW = kernels.grouped_conv(
             F.pad(x_NCHW, (1, 1, 1, 1), mode="replicate"), self.depthwise, self.depthwise_bias, index_N
         )
-        y_RD = y_NCHW.permute(0, 2, 3, 1).reshape(windows * height * width, -1)
+        y_RD = y_NCHW.permute(0, 2, 3, 1).reshape(windows * height * width, y_NCHW.shape[1])
         index_R1 = index_N.repeat_interleave(height * width).unsqueeze(1)
         order_R, offsets_E1 = kernels.plan(index_R1, self.num_experts)
         gate_R1 = y_RD.new_ones(y_RD.shape[0], 1, dtype=torch.float32 if y_RD.dtype != torch.float64 else y_RD.dtype)
         y_RO = kernels.expert_ffn(
             y_RD, self.w1, self.b1, self.w2, self.b2, gate_R1, order_R, offsets_E1, self.activation
         )
-        return y_RO.view(windows, height, width, -1).permute(0, 3, 1, 2)
+        return y_RO.view(windows, height, width, y_RO.shape[1]).permute(0, 3, 1, 2)
 
     def all(self, x_NCHW: Tensor) -> Tensor:
         """Every expert on every window, in plain torch: (N, C, H, W) -> (N, E, O, H, W)."""

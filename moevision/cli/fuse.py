@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moevision.cli import common
+from moevision.errors import UsageError
 
 if TYPE_CHECKING:
     from moevision.engine.task import JSON, Task
@@ -42,6 +43,14 @@ _WeightsMap = Annotated[
         rich_help_panel="Output",
     ),
 ]
+_Video = Annotated[
+    bool,
+    typer.Option(
+        "--video",
+        help="The two inputs are video files; -o names the fused video. Needs the extra 'video'.",
+        rich_help_panel=_COMPUTING,
+    ),
+]
 
 
 def fuse(
@@ -55,6 +64,7 @@ def fuse(
     register: _Register = "none",
     thermal_range: _ThermalRange = "auto",
     weights_map: _WeightsMap = None,
+    video: _Video = False,
     jobs: common.Jobs = 2,
     recursive: common.Recursive = True,
     on_exists: common.OnExists = "fail",
@@ -78,6 +88,11 @@ def fuse(
     from moevision.engine.plan import plan_pairs
 
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": common.parse_tile(tile)}
+    asked |= {"register": register, "thermal_range": thermal_range}
+    if video:
+        _fuse_videos(Path(infrared), Path(visible), output, {**asked, "device": device}, on_exists, quiet=quiet)
+        return
     options = BatchOptions(
         output=output,
         recursive=recursive,
@@ -93,8 +108,6 @@ def fuse(
         debug=debug,
         maps={} if weights_map is None else {"weights": weights_map},
     )
-    asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": common.parse_tile(tile)}
-    asked |= {"register": register, "thermal_range": thermal_range}
     settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
 
     def make_task() -> Task:
@@ -104,3 +117,30 @@ def fuse(
 
     if code := run_batch("fuse", [infrared, visible], options, settings, make_task, planner=plan_pairs):
         raise typer.Exit(code)
+
+
+def _fuse_videos(
+    infrared: Path, visible: Path, output: Path, asked: dict[str, Any], on_exists: str, *, quiet: bool
+) -> None:
+    """One pair of videos, with a line of progress where stderr is a terminal."""
+    from moevision.api import fusion_task
+    from moevision.tasks.fusion.video import fuse_video
+
+    if output.exists() and on_exists != "overwrite":
+        raise UsageError(f"{output}: exists already; choose another name or --on-exists overwrite")
+    if any(output.exists() and path.exists() and output.samefile(path) for path in (infrared, visible)):
+        raise UsageError(f"{output} would overwrite an input; choose another name")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    console = common.stderr_console()
+
+    def say(frames: int, weight: float) -> None:
+        if console.is_terminal and not quiet:
+            console.print(f"frame {frames}, visible weight {weight:.2f}", end="\r")
+
+    facts = fuse_video(fusion_task(**asked), infrared, visible, output, say=say)
+    if not quiet:
+        typer.echo(str(output))
+        common.say(
+            f"{facts['frames']} frames, {facts['dropped']} dropped, {facts['cuts']} cuts, "
+            f"mean visible weight {facts['visible_weight']}"
+        )

@@ -1,6 +1,7 @@
 """From a pair of pictures to the fused picture: brightness of both, registration, tiles, colour."""
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import cv2
@@ -47,6 +48,8 @@ class FusionTask:
         self.descriptor, self.device = descriptor, device
         self.model = cast("FusionNet", descriptor.model.to(device=device, dtype=dtype))
         self.tile_px, self.register, self.thermal_range = tile_px, register, thermal_range
+        # What a pair's forward pass remembers; a video puts one here that remembers earlier frames.
+        self.new_context: Callable[[], Context] = Context
 
     @torch.inference_mode()
     def __call__(self, pictures: tuple[Picture, ...]) -> TaskResult:
@@ -99,7 +102,7 @@ class FusionTask:
         multiple_px = self.descriptor.size.tile_multiple_px
         tiles = sum(len(row) for row in plan_tiles(height, width, tile_px, overlap_px, multiple_px))
         measured = self._measure(visible, infrared_HW) if tiles > 1 or max(height, width) > WHOLE_PX else None
-        seen = measured or Context()
+        seen = measured or self.new_context()
         weight_HW = np.empty((height, width), np.uint8)
 
         def fuse(tile_HWC: np.ndarray, tile: Tile) -> np.ndarray:
@@ -127,7 +130,7 @@ class FusionTask:
         pixels_HWC = visible.pixels_HWC
         small_HWC = cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
         visible_HW = luma(to_float_tile(small_HWC))
-        context = Context()
+        context = self.new_context()
         small_HW = cv2.resize(infrared_HW, size, interpolation=cv2.INTER_AREA)
         self.model(self._to_tensor(visible_HW), self._to_tensor(small_HW), context)
         return context

@@ -3,7 +3,7 @@
     python benchmarks/publish_weights.py runs/x/model.safetensors restoration-small --evaluations a.json b.json \
         --command "moevision train restoration ..." --data-note "..."
 
-The evaluations are outputs of `moevision evaluate restoration --json`; nothing is measured here.
+The evaluations are outputs of `moevision evaluate TASK --json`; nothing is measured here.
 """
 
 import argparse
@@ -14,19 +14,32 @@ from pathlib import Path
 
 from moevision.api import build_model
 from moevision.checkpoint import load_model
+from moevision.tasks.fusion.metrics import METRICS
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LIMIT_BYTES = 10_000_000
-LIMITS = (
-    "Raindrops: large or bright ones stay; a clear photograph may be taken for one with faint drops.",
-    "The thinnest haze outdoors is not recognised; tell it with --weather haze.",
-    "Dark or very dense fog can come back too dark.",
-    "Bright veils of rain are only partly removed.",
-    "Several weathers at once were a twentieth of the training; a part of them stays (see the table).",
-    "Trained on synthetic rain, drops and snow and on indoor haze; strong real weather is only partly removed.",
-    "Opaque occlusion (large drops, thick flakes) destroys detail; it comes back smooth, not invented.",
-    "Dense haze over noise or JPEG blocks amplifies them.",
-)
+LIMITS = {
+    "restoration": (
+        "Raindrops: large or bright ones stay; a clear photograph may be taken for one with faint drops.",
+        "The thinnest haze outdoors is not recognised; tell it with --weather haze.",
+        "Dark or very dense fog can come back too dark.",
+        "Bright veils of rain are only partly removed.",
+        "Several weathers at once were a twentieth of the training; a part of them stays (see the table).",
+        "Trained on synthetic rain, drops and snow and on indoor haze; strong real weather is only partly removed.",
+        "Opaque occlusion (large drops, thick flakes) destroys detail; it comes back smooth, not invented.",
+        "Dense haze over noise or JPEG blocks amplifies them.",
+    ),
+    "fusion": (
+        "Trained on 152 road scenes of one camera pair; deep night was made by darkening the visible picture.",
+        "Pairs must show the same view: --register ecc mends a shift and a turn, nothing mends parallax.",
+        "What is brighter wins: a hot sky or road hides what the visible picture shows of it.",
+        "Noise of a very dark visible picture is kept where the infrared one shows nothing.",
+    ),
+}
+SUMMARY = {
+    "restoration": "All-weather restoration (rain, raindrops, snow, haze) with one set of weights",
+    "fusion": "Fusion of an infrared and a visible picture",
+}
 
 
 def entry_of(source: Path, name: str, evaluations: list[Path], command: str, data_note: str) -> dict:
@@ -38,9 +51,10 @@ def entry_of(source: Path, name: str, evaluations: list[Path], command: str, dat
     metrics = {}
     for path in evaluations:
         result = json.loads(path.read_text())
-        if result["weather"] is not None:
+        if result.get("weather") is not None:
             raise SystemExit(f"{path}: the model was told the weather; a card shows what it does unasked")
-        metrics[path.stem] = {"n": result["n"], **result["metrics"]}
+        measured = {key: value for key, value in result["metrics"].items() if key != "against"}
+        metrics[path.stem] = {"n": result["n"], **measured}
     return {
         "name": name,
         "file": f"{name}.safetensors",
@@ -50,34 +64,62 @@ def entry_of(source: Path, name: str, evaluations: list[Path], command: str, dat
         "params": sum(p.numel() for p in descriptor.model.parameters()),
         "training": {**descriptor.training, "command": command, "data": data_note},
         "metrics": metrics,
-        "limits": list(LIMITS),
+        "limits": list(LIMITS[descriptor.task]),
         "license": "Apache-2.0",
     }
 
 
-def card_of(entry: dict) -> str:
-    """The model card: what it is, how good, how made, where it fails."""
+def restoration_quality(metrics: dict) -> list[str]:
+    """The lines of the card's quality section."""
     rows = [
         f"| {name} ({m['n']}) | {m['baselines']['identity']['psnr']:.2f} / {m['baselines']['identity']['ssim']:.3f} "
         f"| {m['baselines']['dark_channel']['psnr']:.2f} / {m['baselines']['dark_channel']['ssim']:.3f} "
         f"| **{m['psnr']:.2f} / {m['ssim']:.3f}** | {m['psnr_y']:.2f} / {m['ssim_y']:.3f} |"
-        for name, m in entry["metrics"].items()
+        for name, m in metrics.items()
     ]
-    training = entry["training"]
+    return [
+        "PSNR in dB / SSIM, uint8, whole picture, RGB; last column on luma. Identity and the dark-channel prior "
+        "are the trivial baselines. Sets named `*_dev` were used to choose settings.",
+        "",
+        "| set (pictures) | identity | dark channel | this model | luma |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def fusion_quality(metrics: dict) -> list[str]:
+    """The lines of the card's quality section."""
+    rows = []
+    for name, measured in metrics.items():
+        for arm, row in {"this model": measured, **measured["baselines"]}.items():
+            cells = " | ".join(f"{row[metric]:.3f}" for metric in METRICS)
+            rows.append(f"| {name} ({measured['n']}) | {arm} | {cells} |")
+    return [
+        "Means over pairs in the convention of CDDFuse's evaluator (grey uint8; MI in nats; SSIM and VIF summed over "
+        "both sources; Nabf lower is better). Average and pixel-max are the trivial baselines. No test pair chose a "
+        "setting.",
+        "",
+        f"| set (pairs) | method | {' | '.join(METRICS)} |",
+        "|---" * (len(METRICS) + 2) + "|",
+        *rows,
+    ]
+
+
+QUALITY = {"restoration": restoration_quality, "fusion": fusion_quality}
+
+
+def card_of(entry: dict) -> str:
+    """The model card: what it is, how good, how made, where it fails."""
+    training, task = entry["training"], entry["task"]
     return "\n".join(
         [
             f"# {entry['name']}",
             "",
-            "All-weather restoration (rain, raindrops, snow, haze) with one set of weights: "
+            f"{SUMMARY[task]}: "
             f"{entry['params']:,} parameters, {entry['bytes']:,} bytes, float32 safetensors, Apache-2.0.",
             "",
             "## Quality",
-            "PSNR in dB / SSIM, uint8, whole picture, RGB; last column on luma. Identity and the dark-channel prior "
-            "are the trivial baselines. Sets named `*_dev` were used to choose settings.",
-            "",
-            "| set (pictures) | identity | dark channel | this model | luma |",
-            "|---|---|---|---|---|",
-            *rows,
+            *QUALITY[task](entry["metrics"]),
             "",
             "## Training",
             f"`{training['command']}` (seed {training['seed']}, {training['steps']} steps).",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import av.container
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"})
+MAX_PIXELS = 64_000_000  # of a frame: far beyond any camera's video, and what a crafted header may claim
 _CRF = "18"  # of H.264: hardly told from the source
 
 
@@ -164,4 +165,7 @@ def _open(path: Path) -> Iterator[Any]:
     with container:
         if not container.streams.video:
             raise InputError(f"{path}: holds no video stream; choose another file")
+        context = container.streams.video[0].codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise InputError(f"{path}: frames of {context.width}x{context.height} are too large; scale the video down")
         yield container

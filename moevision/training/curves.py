@@ -3,6 +3,9 @@
 import csv
 from pathlib import Path
 
+_WIDE = 20.0
+_LEGEND_ROWS = 6
+
 
 def draw_curves(run: Path) -> Path | None:
     """Write `run/curves.png` from log.csv and validation.csv; None where matplotlib (extra `train`) is missing."""
@@ -18,10 +21,12 @@ def draw_curves(run: Path) -> Path | None:
             columns.pop(label, None)
         for label, values in columns.items():
             axis.plot(steps, values, label=label)
-        axis.set(xlabel="step", title={"log": "loss terms", "validation": "validation PSNR, dB"}[name])
-        axis.set_yscale("log" if name == "log" and steps else "linear")
+        axis.set(xlabel="step", title={"log": "loss terms", "validation": "validation"}[name])
+        values = [abs(value) for column in columns.values() for value in column if value]
+        # Measures of unlike size, such as the ten of fusion, are read only on a logarithmic axis.
+        axis.set_yscale("log" if values and max(values) > _WIDE * min(values) else "linear")
         if columns:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, ncols=-(-len(columns) // _LEGEND_ROWS))
         axis.grid(alpha=0.3)
     path = run / "curves.png"
     figure.savefig(path, dpi=110)

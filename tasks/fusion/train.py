@@ -102,6 +102,9 @@ def optimise(
     first = _first_step(out) if resume else 0
     batches = _loader(_Batches(PairCrops(learned), loop.steps, loop.seed), first, workers)
     validation = PairCrops(held).images
+    for name, rule in BASELINES.items():
+        means = _means([fusion_metrics(rule(v, i), v, i) for v, i in validation])
+        say(f"{name}  " + "  ".join(f"{metric} {value:.2f}" for metric, value in means.items()))
     return fit(
         net,
         lambda model, step: losses_of(model, next(batches)),
@@ -136,16 +139,16 @@ def _loader(batches: _Batches, first: int, workers: int) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def _validate(model: nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Means of METRICS, and of the visible weight; those of the baselines behind a slash in the names."""
-    rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in ("", *(f"{name}/" for name in BASELINES))}
-    weights = []
+    """Means of METRICS, and of the visible weight."""
+    rows, weights = [], []
     for visible_HW, infrared_HW in pairs:
         visible, infrared = (torch.from_numpy(x)[None, None].float() / 255 for x in (visible_HW, infrared_HW))
         fused, weight, _ = model(visible, infrared)
         fused_HW = (fused[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        rows[""].append(fusion_metrics(fused_HW, visible_HW, infrared_HW))
-        for name, rule in BASELINES.items():
-            rows[f"{name}/"].append(fusion_metrics(rule(visible_HW, infrared_HW), visible_HW, infrared_HW))
+        rows.append(fusion_metrics(fused_HW, visible_HW, infrared_HW))
         weights.append(float(weight.mean()))
-    means = {f"{arm}{m}": float(np.mean([row[m] for row in found])) for arm, found in rows.items() for m in METRICS}
-    return {**means, "visible_weight": float(np.mean(weights))}
+    return {**_means(rows), "visible_weight": float(np.mean(weights))}
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {metric: float(np.nanmean([row[metric] for row in rows])) for metric in METRICS}

@@ -63,8 +63,7 @@ class PairCrops:
     """Random crops of pairs held in memory as grey uint8; a batch is a function of its generator alone."""
 
     def __init__(self, pairs: Iterator[Pair] | list[Pair]) -> None:
-        grey = cv2.COLOR_RGB2GRAY
-        self.images = [(cv2.cvtColor(p.visible_HWC, grey), cv2.cvtColor(p.infrared_HWC, grey)) for p in pairs]
+        self.images = [(_grey(pair.visible_HWC), _grey(pair.infrared_HWC)) for pair in pairs]
 
     def batch(self, rng: np.random.Generator, size: int, crop_px: int) -> NDArray[np.float32]:
         """(B, 2, crop, crop) float32 in [0, 1]: visible and infrared."""
@@ -86,6 +85,10 @@ class PairCrops:
         if rng.random() < DARKENED:
             crops_2HW[0] = darken(crops_2HW[0], rng)
         return np.asarray(crops_2HW, np.float32)
+
+
+def _grey(image_HWC: PixelArray) -> PixelArray:
+    return np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def darken(image_HW: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from moevision.datasets.paired import PixelArray, list_images, read_image
 from moevision.errors import InputError, UsageError
 
 DARKENED = 0.35  # share of crops
-_DARKEST_EXPOSURE = 0.04
+_DARKEST_EXPOSURE = 0.1
 
 
 class Pair(NamedTuple):
@@ -92,10 +92,13 @@ def _grey(image_HWC: PixelArray) -> PixelArray:
 
 
 def darken(image_HW: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The image as with less light, in [0, 1]: exposure 0.04 to 0.7, gamma 0.8 to 1.6, more noise the darker."""
-    exposure = float(np.exp(rng.uniform(np.log(_DARKEST_EXPOSURE), np.log(0.7))))
-    gamma = rng.uniform(0.8, 1.6)
-    noise = rng.uniform(0.002, 0.012) * (1 - exposure)
+    """The image as at night, in [0, 1]: less light, less of it in the shadows than in the lights, more noise.
+
+    Exposure 0.1 to 0.9; gamma 1 to 3.5, which keeps lamps and what they light bright, as a camera's night pictures do.
+    """
+    exposure = float(np.exp(rng.uniform(np.log(_DARKEST_EXPOSURE), np.log(0.9))))
+    gamma = rng.uniform(1.0, 3.5)
+    noise = rng.uniform(0.001, 0.008) * (1 - exposure)
     dark_HW = exposure * image_HW**gamma
     dark_HW = dark_HW + noise * rng.standard_normal(image_HW.shape, dtype=np.float32)
     return np.asarray(np.clip(dark_HW, 0, 1), dtype=np.float32)

@@ -45,13 +45,18 @@ class LinearScorer(Scorer):
 
 
 class PooledScorer(Scorer):
-    """logits = W2 relu(W1 x + b1), for routers that see one vector of pooled features a picture.
+    """logits = SCALE * (W2 relu(W1 x + b1) + b2), for routers that see one vector of pooled features a picture.
+
+    Such routers get one gradient a picture where others get one a pixel: logits that are SCALE times as steep in the
+    weights let them learn in as many steps. Features should be of about unit variance.
 
     Args:
         dim: D.
         hidden: width between; small, for there are few pictures to learn from.
         num_experts: E.
     """
+
+    SCALE = 4.0
 
     def __init__(self, dim: int, hidden: int, num_experts: int) -> None:
         super().__init__()
@@ -62,7 +67,7 @@ class PooledScorer(Scorer):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D) -> (N, E)."""
-        logits_NE = self.logits(F.relu(self.hidden(x_ND)))
+        logits_NE = self.SCALE * self.logits(F.relu(self.hidden(x_ND)))
         return logits_NE if logits_NE.dtype == torch.float64 else logits_NE.float()
 
 

@@ -14,6 +14,7 @@ _VIF_NOISE = 2.0 / 255**2
 _SALIENT = 0.1  # brighter than the surroundings by this, in the infrared
 _SURROUNDINGS_PX = 31
 _WINDOW_PX = 7
+_DARK = 0.1  # of full scale: what is darker counts no more
 
 
 def brighter(visible: Tensor, infrared: Tensor) -> Tensor:
@@ -22,8 +23,9 @@ def brighter(visible: Tensor, infrared: Tensor) -> Tensor:
 
 
 def intensity_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-    """Mean distance to the brighter source."""
-    return (fused - brighter(visible, infrared)).abs().mean()
+    """Mean distance to the brighter source, of every picture relative to its brightness: night counts as day does."""
+    target = brighter(visible, infrared)
+    return ((fused - target).abs().mean((1, 2, 3)) / (target.mean((1, 2, 3)) + _DARK)).mean()
 
 
 def gradient_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from moevision.tasks.fusion.gate import LIGHT_FEATURES, PictureGate, light_of
 
 RESIDUAL_BOUND = 0.25
 _SHARPNESS = 8.0  # of the weight, per unit of brightness, before anything is learned
+_LIGHT_MEAN, _LIGHT_DEVIATION = 0.3, 0.25  # of the features of `light_of`, roughly
 _REGIONS = 2  # what stands out, and the rest
 
 
@@ -51,7 +52,7 @@ class FusionConfig:
     global_experts: int = 4
     global_k: int = 2
     combine: Literal["linear", "lse"] = "linear"
-    balance_weight: float = 0.01
+    balance_weight: float = 0.003
 
     @property
     def local_experts(self) -> int:
@@ -185,9 +186,10 @@ class FusionNet(nn.Module):
 
 
 def _pooled(visible_B1HW: Tensor, infrared_B1HW: Tensor, v8: Tensor, i8: Tensor) -> Tensor:
-    """Mean and maximum of both encoders' features, and the light: (B, 4 C + LIGHT_FEATURES)."""
-    pooled = [f(x) for x in (v8, i8) for f in (lambda x: x.mean((2, 3)), lambda x: x.amax((2, 3)))]
-    return torch.cat([*pooled, light_of(visible_B1HW, infrared_B1HW).to(v8.dtype)], 1)
+    """Mean and maximum of both encoders' features, and the light, of unit variance: (B, 4 C + LIGHT_FEATURES)."""
+    pooled = torch.cat([f(x) for x in (v8, i8) for f in (lambda x: x.mean((2, 3)), lambda x: x.amax((2, 3)))], 1)
+    light = (light_of(visible_B1HW, infrared_B1HW) - _LIGHT_MEAN) / _LIGHT_DEVIATION
+    return torch.cat([F.layer_norm(pooled, pooled.shape[1:]), light.to(v8.dtype)], 1)
 
 
 def _mix(visible_B1HW: Tensor, infrared_B1HW: Tensor, decided_B3HW: Tensor, salience_B1hw: Tensor) -> Fusion:

@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 CROP_PX, BATCH = 128, 8
 VALIDATION_EVERY = 9
 WEIGHTS: dict[Callable[[Tensor, Tensor, Tensor], Tensor], float] = {
-    losses.intensity_loss: 10.0,
+    losses.intensity_loss: 5.0,
     losses.gradient_loss: 6.0,
     losses.artefact_loss: 6.0,
     losses.structure_loss: 0.5,

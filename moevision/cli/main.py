@@ -13,7 +13,7 @@ from moevision.cli.common import CommandGroup
 app = typer.Typer(
     cls=CommandGroup,
     name="moevision",
-    help="Restore photographs taken in rain, raindrops, snow and haze with Mixture-of-Experts models.",
+    help="Better outdoor images: restore photographs taken in bad weather, fuse infrared and visible ones.",
     epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 some inputs failed, 4 weights missing or damaged, 5 out of memory, "
     "130 interrupted.",
     no_args_is_help=True,
@@ -43,7 +43,7 @@ def root(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Restore photographs taken in rain, raindrops, snow and haze with Mixture-of-Experts models."""
+    """Better outdoor images: restore photographs taken in bad weather, fuse infrared and visible ones."""
 
 
 def main() -> None:

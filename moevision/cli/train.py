@@ -64,6 +64,9 @@ def fusion(
     seed: common.Seed = 0,
     steps: _Steps = 4000,
     learning_rate: _LearningRate = 6e-4,
+    balance_modalities: Annotated[
+        bool, typer.Option("--balance-modalities", help="Slow down the encoder that runs ahead (AGM).")
+    ] = False,
     resume: _ResumeRun = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -76,7 +79,8 @@ def fusion(
 
     say = common.logger.debug if quiet else common.say
     weights = train(
-        data, out, preset=preset, seed=seed, steps=steps, resume=resume, learning_rate=learning_rate, say=say
-    )
+        data, out, preset=preset, seed=seed, steps=steps, resume=resume,
+        learning_rate=learning_rate, balance_modalities=balance_modalities, say=say,
+    )  # fmt: skip
     if not quiet:
         typer.echo(str(weights))

@@ -77,6 +77,7 @@ def fit(
     out: Path,
     *,
     validate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    companion: nn.Module | None = None,
     resume: bool = False,
     say: Callable[[str], None] = _LOG.info,
 ) -> nn.Module:
@@ -88,6 +89,7 @@ def fit(
         config: see LoopConfig.
         out: run folder: checkpoint.pt, plateau.pt, log.csv, validation.csv, config.json.
         validate: (averaged model, step) -> named numbers for validation.csv.
+        companion: what the recipe keeps beside the model; its state is saved and resumed with it, and not trained.
         resume: continue from `out/checkpoint.pt`. `config.steps` may differ from the interrupted run's: the learning
             rate follows the new cosine from there.
         say: receives one progress line every `log_every` steps.
@@ -100,7 +102,8 @@ def fit(
         model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema_with_warmup(config.ema_decay))
-    start = _load(checkpoint, model, average, optimizer) if resume else 0
+    companion = companion if companion is not None else nn.Module()
+    start = _load(checkpoint, model, average, optimizer, companion) if resume else 0
     sums: dict[str, float] = {}
     clock, last_step = time.monotonic(), start
     for step in range(start, config.steps):
@@ -123,9 +126,9 @@ def fit(
             say("validation  " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
             clock, last_step, sums = time.monotonic(), done, {}
         if done % config.checkpoint_every == 0 or done == config.steps:
-            _save(checkpoint, model, average, optimizer, done)
+            _save(checkpoint, model, average, optimizer, companion, done)
         if done == plateau_end(config):
-            _save(out / "plateau.pt", model, average, optimizer, done)
+            _save(out / "plateau.pt", model, average, optimizer, companion, done)
     return average.module.eval()
 
 
@@ -188,21 +191,27 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def _save(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, companion: nn.Module, step: int
+) -> None:  # fmt: skip
     state = {
         "step": step,
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "companion": companion.state_dict(),
     }
     part = path.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, path)
 
 
-def _load(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _load(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, companion: nn.Module
+) -> int:  # fmt: skip
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
+    companion.load_state_dict(state.get("companion", {}))  # checkpoints of older versions have none
     return int(state["step"])

@@ -31,14 +31,14 @@ def intensity_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
 def gradient_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
     """Mean distance of the gradient, down and across with its sign, to that of the steeper source."""
     terms = []
-    for f, v, i in zip(_sobel(fused), _sobel(visible), _sobel(infrared), strict=True):
+    for f, v, i in zip(sobel(fused), sobel(visible), sobel(infrared), strict=True):
         terms.append((f - torch.where(v.abs() >= i.abs(), v, i)).abs().mean())
     return torch.stack(terms).sum()
 
 
 def artefact_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
     """Mean steepness beyond that of both sources: what Nabf counts."""
-    steepness, v, i = (_length(_sobel(x)) for x in (fused, visible, infrared))
+    steepness, v, i = (_length(sobel(x)) for x in (fused, visible, infrared))
     return F.relu(steepness - torch.maximum(v, i)).mean()
 
 
@@ -59,11 +59,11 @@ def fidelity_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
 
 def edge_loss(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
     """1 - Qabf: strength and direction of the sources' edges that are lost, weighted by their strength."""
-    fx, fy = _sobel(fused)
+    fx, fy = sobel(fused)
     steepness = _length((fx, fy))
     kept, weight = [], []
     for source in (visible, infrared):
-        sx, sy = _sobel(source)
+        sx, sy = sobel(source)
         strength = _length((sx, sy))
         ratio = torch.minimum(strength, steepness) / torch.maximum(strength, steepness).clamp_min(1e-4)
         # Qabf looks at the angle between the two lines; its cosine has no jump where they turn.
@@ -89,7 +89,8 @@ def salience_loss(logits_B1hw: Tensor, infrared: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits_B1hw, F.avg_pool2d(salient, stride))
 
 
-def _sobel(x: Tensor) -> tuple[Tensor, Tensor]:
+def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient across and down, (B, 1, H, W) each, borders mirrored; per pixel of full scale."""
     kernel = x.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     both = torch.stack([kernel, kernel.T]).unsqueeze(1)
     across, down = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), both).split(1, dim=1)

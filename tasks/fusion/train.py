@@ -22,6 +22,7 @@ from moevision.tasks.fusion import losses
 from moevision.tasks.fusion.baselines import BASELINES
 from moevision.tasks.fusion.metrics import METRICS, fusion_metrics
 from moevision.tasks.fusion.model import PRESETS, FusionNet
+from moevision.tasks.fusion.modulation import EVERY, ModalityBalance
 from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
 
@@ -57,7 +58,8 @@ class _Batches(Dataset[Tensor]):
 
 def train(
     data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 4000, resume: bool = False,
-    learning_rate: float = 6e-4, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+    learning_rate: float = 6e-4, balance_modalities: bool = False, workers: int = 1,
+    say: Callable[[str], None] = _LOG.info,
 ) -> Path:  # fmt: skip
     """Train and write `out/model.safetensors`; returns its path.
 
@@ -69,6 +71,7 @@ def train(
         steps: optimiser steps.
         resume: continue an interrupted run exactly.
         learning_rate: peak of the schedule.
+        balance_modalities: slow down the encoder that runs ahead, see `modulation`.
         workers: data processes.
         say: receives progress lines.
 
@@ -81,17 +84,20 @@ def train(
     net = FusionNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
     loop = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, validate_every=500)
-    average = optimise(net, data, loop, out, resume=resume, workers=workers, say=say)
+    balance = ModalityBalance() if balance_modalities else None
+    average = optimise(net, data, loop, out, balance=balance, resume=resume, workers=workers, say=say)
     path = out / "model.safetensors"
     training = {"preset": preset, "seed": seed, "steps": steps, "learning_rate": learning_rate}
+    if balance_modalities:
+        training["balance_modalities"] = True
     save_model(average, path, task="fusion", training=training)
     draw_curves(out)
     return path
 
 
 def optimise(
-    net: FusionNet, data: Path, loop: LoopConfig, out: Path, *, resume: bool = False, workers: int = 1,
-    say: Callable[[str], None] = _LOG.info,
+    net: FusionNet, data: Path, loop: LoopConfig, out: Path, *, balance: ModalityBalance | None = None,
+    resume: bool = False, workers: int = 1, say: Callable[[str], None] = _LOG.info,
 ) -> nn.Module:  # fmt: skip
     """Train any FusionNet by the recipe; returns a copy with the averaged weights. Arguments as of `train`."""
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
@@ -105,12 +111,22 @@ def optimise(
     for name, rule in BASELINES.items():
         means = _means([fusion_metrics(rule(v, i), v, i) for v, i in validation])
         say(f"{name}  " + "  ".join(f"{metric} {value:.2f}" for metric, value in means.items()))
+    if balance is not None:
+        balance.attach(net)
+
+    def losses_at(model: nn.Module, step: int) -> dict[str, Tensor]:
+        batch_B2HW = next(batches)
+        if balance is not None and step % EVERY == 0:
+            balance.update(model, *batch_B2HW.split(1, dim=1))
+        return losses_of(model, batch_B2HW)
+
     return fit(
         net,
-        lambda model, step: losses_of(model, next(batches)),
+        losses_at,
         loop,
         out,
         validate=lambda model, step: _validate(model, validation),
+        companion=balance,
         resume=resume,
         say=say,
     )

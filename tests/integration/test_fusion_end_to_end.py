@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import moevision
 from moevision.cli.main import app
 from moevision.errors import UsageError
+from moevision.tasks.fusion import train as fusion_train
 from moevision.tasks.fusion.metrics import METRICS
 from moevision.tasks.fusion.train import train
 
@@ -36,12 +37,15 @@ def weights(data, tmp_path):
     return train(data, tmp_path / "run", preset="test", steps=2, workers=0)
 
 
-def test_a_run_repeats_exactly_and_an_interrupted_one_goes_on_exactly(data, tmp_path):
-    whole = train(data, tmp_path / "a", preset="test", steps=4, workers=0)
-    again = train(data, tmp_path / "b", preset="test", steps=4, workers=0)
+@pytest.mark.parametrize("balance", [False, True])
+def test_a_run_repeats_exactly_and_an_interrupted_one_goes_on_exactly(data, tmp_path, balance, monkeypatch):
+    monkeypatch.setattr(fusion_train, "EVERY", 3)  # measured at steps 0 and 3: what lies between must be kept
+    options = {"preset": "test", "workers": 0, "balance_modalities": balance}
+    whole = train(data, tmp_path / "a", steps=5, **options)
+    again = train(data, tmp_path / "b", steps=5, **options)
     assert all(torch.equal(t, load_file(again)[name]) for name, t in load_file(whole).items())
-    train(data, tmp_path / "d", preset="test", steps=2, workers=0)
-    resumed = train(data, tmp_path / "d", preset="test", steps=4, workers=0, resume=True)
+    train(data, tmp_path / "d", steps=2, **options)
+    resumed = train(data, tmp_path / "d", steps=5, resume=True, **options)
     assert all(torch.equal(t, load_file(resumed)[name]) for name, t in load_file(whole).items())
     with pytest.raises(UsageError, match="holds a run"):
         train(data, tmp_path / "a", preset="test", steps=4, workers=0)

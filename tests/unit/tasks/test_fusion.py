@@ -21,6 +21,7 @@ from moevision.tasks.fusion.baselines import average, pixel_max
 from moevision.tasks.fusion.gate import LIGHT_FEATURES, PictureGate, light_of
 from moevision.tasks.fusion.infrared import infrared_brightness, parse_range
 from moevision.tasks.fusion.model import PRESETS, RESIDUAL_BOUND, FusionConfig, FusionNet
+from moevision.tasks.fusion.modulation import ModalityBalance
 from moevision.tasks.fusion.predict import WHOLE_PX, FusionTask, luma, recolour
 
 ALL_LOSSES = [
@@ -170,6 +171,39 @@ def test_every_loss_prefers_what_it_is_about():
     assert losses.gradient_loss(level, visible, level) > losses.gradient_loss((visible + level) / 2, visible, level) > 0
     assert losses.difference_loss(visible + infrared, visible, infrared) < 1e-3
     assert losses.contrast_loss(mean, visible, infrared) > losses.contrast_loss(1.2 * best, visible, infrared)
+
+
+def test_the_encoder_that_runs_ahead_gets_smaller_gradients_and_the_other_one_larger():
+    balance = ModalityBalance()
+    balance.observe(torch.tensor([0.5, 0.5]))
+    assert balance.kappa_2.tolist() == [1, 1]
+    balance.observe(torch.tensor([0.3, 0.7]))  # the visible one now misses less
+    assert balance.kappa_2[0] < 1 < balance.kappa_2[1]
+    torch.testing.assert_close(balance.running_2, torch.tensor([0.4, 0.6]))
+
+
+def test_modulation_scales_the_gradients_of_its_encoder_alone():
+    visible, infrared = torch.rand(2, 2, 1, 32, 32)
+    plain, modulated = network(), network()
+    balance = ModalityBalance()
+    balance.attach(modulated)
+    balance.kappa_2.copy_(torch.tensor([0.5, 2.0]))
+    for net in (plain, modulated):
+        net(visible, infrared).fused_B1HW.square().mean().backward()
+    factors = {"visible": 0.5, "infrared": 2.0}
+    for (name, a), b in zip(plain.named_parameters(), modulated.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, factors.get(name.split(".")[0], 1.0) * a.grad)
+
+
+def test_measuring_the_balance_leaves_the_network_as_it_was():
+    net = network().train()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    balance = ModalityBalance()
+    balance.update(net, *torch.rand(2, 2, 1, 32, 32))
+    assert net.training
+    assert (balance.running_2 > 0).all()
+    assert all(torch.equal(t, net.state_dict()[name]) for name, t in before.items())
 
 
 def test_the_baselines_are_the_mean_and_the_maximum():

@@ -196,8 +196,8 @@ def _failure(job: Job, error: Exception, seconds: float) -> Outcome:
     else:
         status, reason = "bug", f"{type(error).__name__}: {error}"
         details = "".join(traceback.format_exception(error))
-    for path in job.inputs:  # the input is named beside the reason anyway
-        reason = reason.removeprefix(f"{path}: ")
+    if len(job.inputs) == 1:  # it is named beside the reason anyway; of a pair the reason says which one
+        reason = reason.removeprefix(f"{job.inputs[0]}: ")
     return Outcome(job, status, seconds, reason=shown(reason), details=details)
 
 

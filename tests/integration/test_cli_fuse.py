@@ -74,7 +74,7 @@ def test_an_unreadable_half_fails_alone_and_is_named(cli, folders):
     Path("ir/a.png").write_bytes(b"not a picture")
     result = cli("fuse", "ir", "vis", "-o", "out", "--report", "r.json")
     assert result.exit_code == 3
-    assert "ir/a.png" in result.stderr
+    assert "ir/a.png + vis/a.png: ir/a.png: " in result.stderr, "the reason says which of the two"
     assert not Path("out/a.png").exists()
     assert Path("out/sub/b.png").exists()
     statuses = [item["status"] for item in json.loads(Path("r.json").read_text())["items"]]

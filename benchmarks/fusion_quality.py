@@ -3,7 +3,7 @@
     python benchmarks/fusion_quality.py fusion-small --data ROOT --out benchmarks/records/DATE-fusion
 
 ROOT holds `roadscene_test`, `tno25_test` and `msrs_test_subset`, each with `ir/` and `vis/`. Writes `moevision evaluate
-fusion` of each as JSON, `table.md`, and `gates.json`: how the visible weight follows the light.
+fusion` of each as JSON, `table.md`, `tiling.json`, and `gates.json`: how the visible weight follows the light.
 
 The rows of published networks are means of their released weights' results on the same files by an evaluator that
 reproduces the same golden figures (tests/unit/tasks/test_fusion_metrics.py). They were measured once, apart from this
@@ -14,6 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from moevision.api import fusion_task
@@ -101,6 +102,18 @@ def gates(root: Path, model: str) -> dict:
     }
 
 
+def tiled_against_whole(root: Path, model: str) -> dict:
+    """Largest difference, of 255, between tiles and the whole of a pair enlarged to 2048x1280, in float32."""
+    pair = PairFolder(root / "roadscene_test")[0]
+    infrared, visible = (
+        picture_from_array(cv2.resize(image, (2048, 1280), interpolation=cv2.INTER_CUBIC))
+        for image in (pair.infrared_HWC, pair.visible_HWC)
+    )
+    whole, tiled = (fusion_task(model=model, precision="fp32", tile_px=t)((infrared, visible)) for t in (0, None))
+    difference = whole.picture.pixels_HWC.astype(int) - tiled.picture.pixels_HWC
+    return {"tiles": tiled.facts["tiles"], "largest_difference": int(np.abs(difference).max())}
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation; values of `b` may tie."""
     ranks = [np.argsort(np.argsort(x)).astype(float) for x in (a, b)]
@@ -124,6 +137,9 @@ def main() -> None:
         (arguments.out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
     (arguments.out / "table.md").write_text(table(results))
     print(table(results))
+    tiling = tiled_against_whole(arguments.data, arguments.model)
+    (arguments.out / "tiling.json").write_text(json.dumps(tiling, indent=1) + "\n")
+    print(tiling)
     measured = gates(arguments.data, arguments.model)
     (arguments.out / "gates.json").write_text(json.dumps(measured, indent=1) + "\n")
     print({key: value for key, value in measured.items() if key not in ("spearman_each",)})

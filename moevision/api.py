@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from moevision.tasks.fusion.predict import FusionTask
     from moevision.tasks.restoration.predict import RestorationTask
 
-DEFAULT_MODEL = {"restoration": "restoration-small", "fusion": "fusion-small"}
-
 
 def list_models() -> list[dict[str, Any]]:
     """Manifest entries of the shipped models: name, task, params, bytes, sha256, metrics, limits."""

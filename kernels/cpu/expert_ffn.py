@@ -91,7 +91,8 @@ def expert_ffn_backward(
     inverse_R = tiles.inverse_of(order_R)
     dx_ND = tiles.combine(dx_RD, inverse_R, gate_NK1)
     dgate_NK = dgate_R.index_select(0, inverse_R).view(gate_NK.shape).to(gate_NK.dtype)
-    dw1_EDH, db1_EH = dw1_EUH[:, :-1].contiguous(), dw1_EUH[:, -1].contiguous()
+    # Copies also of one expert, where the parts are contiguous as they lie: outputs must not share memory.
+    dw1_EDH, db1_EH = dw1_EUH[:, :-1].clone(memory_format=torch.contiguous_format), dw1_EUH[:, -1].clone()
     return dx_ND, dw1_EDH, db1_EH, dw2_EHO, db2_EO, dgate_NK
 
 

@@ -227,6 +227,14 @@ def test_convolution_experts_equal_the_dense_reference_for_any_windows_and_empty
             torch.testing.assert_close(a, b)
 
 
+def test_a_single_expert_can_be_trained():
+    bank = ConvExperts(1, DIM, HIDDEN, 4)
+    bank(torch.randn(2, DIM, 5, 5), torch.zeros(2, dtype=torch.int64)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in bank.parameters())
+    first, bias = bank.w1.grad.untyped_storage(), bank.b1.grad.untyped_storage()
+    assert first.data_ptr() != bias.data_ptr()
+
+
 def test_noisy_top_k_explores_in_training_and_is_plain_top_k_in_evaluation():
     logits = torch.zeros(400, EXPERTS)
     noisy = NoisyTopK(2)

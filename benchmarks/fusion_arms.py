@@ -4,8 +4,9 @@
 
 Arms: "moe" as shipped; "dense", one expert as wide as the chosen ones together, for both regions and the decoder, that
 sees both modalities; "random gate", experts drawn per picture with equal weights, also in use; "uniform gate", all
-experts with equal weights. Measured on the pairs that training keeps for validation. An arm wins a metric where the
-mean over seeds is better; intervals are of the paired difference over pictures (bootstrap), averaged over seeds.
+experts with equal weights; "balanced", as shipped with `--balance-modalities` (AGM). Measured on the pairs that
+training keeps for validation. An arm wins a metric where the mean over seeds is better; intervals are of the paired
+difference over pictures (bootstrap), averaged over seeds. "gates" says what the gates of "moe" chose on those pairs.
 """
 
 import argparse
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from moevision.datasets.infrared_visible import PairCrops, PairFolder
-from moevision.moe import ConvExperts, Router, Routing, Scorer, Selector, SoftAll, TopK
+from moevision.moe import Context, ConvExperts, Router, Routing, Scorer, Selector, SoftAll, TopK
 from moevision.tasks.fusion.metrics import LOWER_IS_BETTER, METRICS, fusion_metrics
 from moevision.tasks.fusion.model import PRESETS, FusionConfig, FusionNet
+from moevision.tasks.fusion.modulation import ModalityBalance
 from moevision.tasks.fusion.train import VALIDATION_EVERY, optimise
 from moevision.training.loop import LoopConfig
 
@@ -90,6 +92,7 @@ ARMS: dict[str, Callable[[], FusionNet]] = {
     "dense": dense,
     "random gate": lambda: with_gates(RandomK),
     "uniform gate": lambda: with_gates(lambda k: SoftAll()),
+    "balanced": moe,
 }
 
 
@@ -102,6 +105,25 @@ def measure(net: nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[
         fused = net(visible, infrared).fused_B1HW[0, 0].clamp(0, 1)
         rows.append(fusion_metrics((fused * 255).round().to(torch.uint8).numpy(), visible_HW, infrared_HW))
     return rows
+
+
+@torch.inference_mode()
+def gates_of(net: nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, object]]:
+    """Per gate: the share of pairs that get each expert, and the mean weight of the first choice (0.5 = no opinion)."""
+    chosen: dict[str, list[Routing]] = {}
+    for pair in pairs:
+        context = Context()
+        net(*(torch.from_numpy(x)[None, None].float() / 255 for x in pair), context)
+        for name, record in context.records.items():
+            if record.routing.index_NK.shape[0] == 1:
+                chosen.setdefault(name, []).append(record.routing)
+    return {
+        name: {
+            "share_of_pairs": (torch.stack([r.counts_E for r in routings]).double().mean(0)).round(decimals=3).tolist(),
+            "first_weight": round(float(torch.stack([r.weight_NK.max() for r in routings]).mean()), 3),
+        }
+        for name, routings in chosen.items()
+    }
 
 
 def compare(results: dict[str, dict[int, list[dict[str, float]]]]) -> dict[str, dict[str, dict[str, object]]]:
@@ -136,17 +158,23 @@ def main() -> None:
     pairs = PairCrops(list(PairFolder(arguments.data))[::VALIDATION_EVERY]).images
     results: dict[str, dict[int, list[dict[str, float]]]] = {arm: {} for arm in ARMS}
     arguments.out.mkdir(parents=True, exist_ok=True)
+    gates: dict[int, dict[str, dict[str, object]]] = {}
     for seed in SEEDS:
         for arm, build in ARMS.items():
             torch.manual_seed(seed)
             net = build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             never = arguments.steps + 1
             loop = LoopConfig(arguments.steps, 6e-4, warmup_steps=50, validate_every=never, seed=seed)
+            balance = ModalityBalance() if arm == "balanced" else None
             with tempfile.TemporaryDirectory() as folder:
-                average = optimise(net, arguments.data, loop, Path(folder) / "run")
+                average = optimise(net, arguments.data, loop, Path(folder) / "run", balance=balance)
             results[arm][seed] = measure(average, pairs)
-            print(seed, arm, {m: round(float(np.mean([r[m] for r in results[arm][seed]])), 3) for m in METRICS})
-        (arguments.out / "arms.json").write_text(json.dumps(compare(results), indent=1) + "\n")
+            if arm == "moe":
+                gates[seed] = gates_of(average, pairs)
+            means = {m: round(float(np.mean([r[m] for r in results[arm][seed]])), 3) for m in METRICS}
+            print(seed, arm, means, flush=True)
+        report = {"steps": arguments.steps, "arms": compare(results), "gates": gates}
+        (arguments.out / "arms.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/fusion_quality.py fusion-small --data ROOT --out benchmarks/records/DATE-fusion
 
 ROOT holds `roadscene_test`, `tno25_test` and `msrs_test_subset`, each with `ir/` and `vis/`. Writes `moevision evaluate
-fusion` of each as JSON, `table.md`, `tiling.json`, and `gates.json`: how the visible weight follows the light.
+fusion` of each as JSON, `table.md`, `tiling.json`, `gates.json`: how the visible weight follows the light, and
+`still.json`: how much gates and visible weight change from frame to frame where nothing but noise does.
 
 The rows of published networks are means of their released weights' results on the same files by an evaluator that
 reproduces the same golden figures (tests/unit/tasks/test_fusion_metrics.py). They were measured once, apart from this
@@ -22,6 +23,7 @@ from moevision.datasets.infrared_visible import PairFolder
 from moevision.imaging.picture import picture_from_array
 from moevision.tasks.fusion.evaluate import evaluate
 from moevision.tasks.fusion.metrics import LOWER_IS_BETTER, METRICS
+from moevision.tasks.fusion.video import Steadiness
 
 SETS = ("roadscene_test", "tno25_test", "msrs_test_subset")
 # EN SD SF AG MI SCD VIF Qabf SSIM Nabf
@@ -50,6 +52,7 @@ PEERS = {
 }
 EXPOSURES = (1.0, 0.6, 0.35, 0.2, 0.1, 0.05)
 DARKENED_SCENES = 20
+STILL_SCENES, STILL_FRAMES, STILL_NOISE = 10, 25, 4.0  # of 255, in both cameras
 
 
 def table(results: dict[str, dict]) -> str:
@@ -114,6 +117,31 @@ def tiled_against_whole(root: Path, model: str) -> dict:
     return {"tiles": tiled.facts["tiles"], "largest_difference": int(np.abs(difference).max())}
 
 
+def still(root: Path, model: str) -> dict:
+    """Largest change a frame of any expert's gate weight and of the visible weight, over scenes that stand still."""
+    largest = {"gate": 0.0, "visible_weight": 0.0}
+    pairs = [p for name in ("roadscene_test", "msrs_test_subset") for p in PairFolder(root / name)]
+    rng = np.random.default_rng(0)
+    for pair in pairs[:: len(pairs) // STILL_SCENES][:STILL_SCENES]:
+        task = fusion_task(model=model, precision="fp32")
+        task.new_context = Steadiness().context
+        before: dict[str, float] | None = None
+        for _ in range(STILL_FRAMES):
+            noisy = [
+                picture_from_array(np.clip(x + rng.normal(0, STILL_NOISE, (*x.shape[:2], 1)), 0, 255).astype(np.uint8))
+                for x in (pair.infrared_HWC, pair.visible_HWC)
+            ]
+            facts = task((noisy[0], noisy[1])).facts
+            now = {f"{gate}.{e}": w for gate, shares in facts["experts"].items() for e, w in shares.items()}
+            now["visible_weight"] = facts["visible_weight"]
+            if before is not None:
+                for key in now.keys() | before.keys():
+                    kind = key if key == "visible_weight" else "gate"
+                    largest[kind] = max(largest[kind], abs(now.get(key, 0.0) - before.get(key, 0.0)))
+            before = now
+    return {"scenes": STILL_SCENES, "frames": STILL_FRAMES, "noise_of_255": STILL_NOISE, "largest_change": largest}
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation; values of `b` may tie."""
     ranks = [np.argsort(np.argsort(x)).astype(float) for x in (a, b)]
@@ -140,6 +168,9 @@ def main() -> None:
     tiling = tiled_against_whole(arguments.data, arguments.model)
     (arguments.out / "tiling.json").write_text(json.dumps(tiling, indent=1) + "\n")
     print(tiling)
+    steady = still(arguments.data, arguments.model)
+    (arguments.out / "still.json").write_text(json.dumps(steady, indent=1) + "\n")
+    print(steady)
     measured = gates(arguments.data, arguments.model)
     (arguments.out / "gates.json").write_text(json.dumps(measured, indent=1) + "\n")
     print({key: value for key, value in measured.items() if key not in ("spearman_each",)})

@@ -1,8 +1,8 @@
 """Bring one picture of a view onto another of the same view: a homography from a file, or found by ECC.
 
-Infrared and visible brightness have little in common, edges have more: correlation is of gradient lengths, from coarse
-to fine (Evangelidis and Psarakis, PAMI 2008). A found warp is taken only where it helps. No homography can mend
-parallax: things at other distances than the plane it fits stay shifted.
+Infrared and visible brightness have little in common, edges have more: correlation is of edges, strength and direction,
+from coarse to fine (Evangelidis and Psarakis, PAMI 2008). A found warp is taken only where it helps. No homography can
+mend parallax: things at other distances than the plane it fits stay shifted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Registration(NamedTuple):
 
     Attributes:
         warp_33: maps points (x, y, 1) of the fixed picture to the moving one, in pixels.
-        correlation_before, correlation_after: of gradient lengths, -1 to 1; NaN where nothing was measured.
+        correlation_before, correlation_after: of edges, -1 to 1; NaN where nothing was measured.
         shift_px: the furthest that a corner moves.
         taken: whether the warp is used; the identity otherwise.
     """
@@ -65,10 +65,10 @@ def register_ecc(fixed_HW: NDArray[np.float32], moving_HW: NDArray[np.float32]) 
     Cameras side by side differ by little else; an affine warp has freedom enough to follow parallax, and errs by 3 px
     on RoadScene where this one errs by 1, which is how well those pairs are aligned themselves.
 
-    Taken if the correlation of the gradients gains at least 0.02 and no corner moves further than 8 % of the diagonal.
+    Taken if the correlation of the edges gains at least 0.02 and no corner moves further than 8 % of the diagonal.
     """
     fixed, moving = _edges(fixed_HW), _edges(moving_HW)
-    height, width = fixed.shape
+    height, width = fixed_HW.shape
     before = _correlation(fixed, moving)
     warp_33 = np.eye(3)
     try:
@@ -79,7 +79,7 @@ def register_ecc(fixed_HW: NDArray[np.float32], moving_HW: NDArray[np.float32]) 
             small = [cv2.resize(x, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for x in (fixed, moving)]
             start = _scaled(warp_33, scale)[:2].astype(np.float32)
             criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ITERATIONS, 1e-6)
-            everywhere = np.ones(small[0].shape, np.uint8)
+            everywhere = np.ones(small[0].shape[:2], np.uint8)
             _, found_23 = cv2.findTransformECC(
                 small[0], small[1], start, cv2.MOTION_EUCLIDEAN, criteria, everywhere, _FILTER_PX
             )
@@ -95,11 +95,13 @@ def register_ecc(fixed_HW: NDArray[np.float32], moving_HW: NDArray[np.float32]) 
 def warp(
     moving_HW: NDArray[np.float32], warp_33: NDArray[np.float64], size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """`moving` seen from the fixed picture of that size, and where it has nothing to show there."""
+    """`moving`, (H, W) or (H, W, C), seen from the fixed picture of that size, and where it has nothing to show."""
     flags = cv2.WARP_INVERSE_MAP
     size = (size_hw[1], size_hw[0])
     warped_HW = cv2.warpPerspective(moving_HW, warp_33, size, None, flags | cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-    inside_HW = cv2.warpPerspective(np.ones_like(moving_HW), warp_33, size, None, flags | cv2.INTER_NEAREST)
+    inside_HW = cv2.warpPerspective(
+        np.ones(moving_HW.shape[:2], np.float32), warp_33, size, None, flags | cv2.INTER_NEAREST
+    )
     return np.asarray(warped_HW, np.float32), np.asarray(inside_HW) < 0.5
 
 
@@ -112,15 +114,24 @@ def corner_shift_px(warp_33: NDArray[np.float64], size_hw: tuple[int, int]) -> f
 
 
 def _edges(image_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gradient lengths over their mean in the surroundings, so that a few strong edges do not decide alone."""
+    """(H, W, 3): strength of the edge at every pixel, and strength times cosine and sine of twice its angle.
+
+    Strength is the root of the gradient over its mean in the surroundings, so that a few strong edges do not decide
+    alone. Twice the angle is the same for an edge from dark to bright and one from bright to dark, which is what
+    infrared often makes of the other.
+    """
     smooth_HW = cv2.GaussianBlur(image_HW, (0, 0), 1.0)
-    across, down = (cv2.Sobel(smooth_HW, cv2.CV_32F, dx, 1 - dx) for dx in (1, 0))
-    length_HW = np.sqrt(across**2 + down**2)
-    return np.asarray(length_HW / (cv2.blur(length_HW, (_SURROUNDINGS_PX, _SURROUNDINGS_PX)) + 0.01), np.float32)
+    across_HW, down_HW = (cv2.Sobel(smooth_HW, cv2.CV_32F, dx, 1 - dx) for dx in (1, 0))
+    square_HW = across_HW**2 + down_HW**2
+    length_HW = np.sqrt(square_HW)
+    strength_HW = np.sqrt(length_HW / (cv2.blur(length_HW, (_SURROUNDINGS_PX, _SURROUNDINGS_PX)) + 0.01))
+    cosine_HW, sine_HW = (across_HW**2 - down_HW**2, 2 * across_HW * down_HW)
+    unit_HW = strength_HW / (square_HW + 1e-8)
+    return np.dstack([strength_HW, unit_HW * cosine_HW, unit_HW * sine_HW]).astype(np.float32)
 
 
-def _correlation(a_HW: NDArray[np.float32], b_HW: NDArray[np.float32]) -> float:
-    a, b = a_HW - a_HW.mean(), b_HW - b_HW.mean()
+def _correlation(a_HWC: NDArray[np.float32], b_HWC: NDArray[np.float32]) -> float:
+    a, b = a_HWC - a_HWC.mean((0, 1)), b_HWC - b_HWC.mean((0, 1))
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale > 0 else 0.0
 

@@ -91,10 +91,10 @@ class Context:
 
 
 class Router(nn.Module):
-    """scorer -> (allowed-expert mask) -> selector -> balance losses.
+    """scorer -> (bias, allowed-expert mask) -> selector -> balance losses.
 
-    A linear or exact-moment scorer with a top-k selector and no mask runs as the single `kernels.route` operator;
-    every other combination goes through the scorer's logits. Both give the same Routing.
+    A linear or exact-moment scorer with a top-k selector, without bias and mask, runs as the single `kernels.route`
+    operator; every other combination goes through the scorer's logits. Both give the same Routing.
 
     Args:
         scorer: (N, D) -> logits (N, E).
@@ -106,15 +106,27 @@ class Router(nn.Module):
         super().__init__()
         self.scorer, self.selector, self.losses = scorer, selector, tuple(losses)
 
-    def forward(self, x_ND: Tensor, allowed_ME: Tensor | None = None, context: Context | None = None) -> Routing:
-        """Route items; `allowed_ME` (M modalities, bool) restricts experts by `context.modality`."""
+    def forward(
+        self, x_ND: Tensor, allowed_ME: Tensor | None = None, context: Context | None = None,
+        bias_NE: Tensor | None = None,
+    ) -> Routing:  # fmt: skip
+        """Route items.
+
+        Args:
+            x_ND: items.
+            allowed_ME: (M modalities, E), bool: the experts that each `context.modality` may use.
+            context: needed with `allowed_ME`.
+            bias_NE: added to the logits, broadcast over items: what speaks for an expert beside the item itself.
+        """
         projection = self.scorer.projection()
         k = self.selector.fused_k()
-        if projection is not None and k is not None and allowed_ME is None:
+        if projection is not None and k is not None and allowed_ME is None and bias_NE is None:
             weight_ED, variance_scale = projection
             gate_NK, index_NK, counts_E, probs_NE = kernels.route(x_ND, weight_ED, k, variance_scale)
             return Routing(index_NK, gate_NK, counts_E, probs_NE)
         logits_NE = self.scorer(x_ND)
+        if bias_NE is not None:
+            logits_NE = logits_NE + bias_NE
         if allowed_ME is not None:
             if context is None or context.modality is None:
                 raise ValueError("an allowed-expert mask needs context.modality")

@@ -30,14 +30,19 @@ class PictureGate(nn.Module):
 
     def __init__(self, name: str, features: int, num_experts: int, k: int, balance_weight: float) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.num_experts = name, num_experts
         losses = [BalanceLoss(f.__name__, f, balance_weight) for f in (importance_loss, load_loss)]
         self.router = Router(PooledScorer(features, _HIDDEN, num_experts), NoisyTopK(k), losses)
 
     def forward(self, features_BF: Tensor, context: Context) -> Routing:
-        """Routing of B items; recorded in the context."""
+        """Routing of B items; recorded in the context.
+
+        The statistic `<name>.kept` says what speaks for an expert beside the pair: nothing, but in a video that the
+        frame before had it.
+        """
         features_BF = context.statistic(self.name, lambda: features_BF)
-        routing = self.router(features_BF)
+        kept_BE = context.statistic(f"{self.name}.kept", lambda: features_BF.new_zeros(1, self.num_experts))
+        routing = self.router(features_BF, bias_NE=kept_BE)
         context.records[self.name] = LayerRecord(routing, self.router.auxiliary_losses(routing))
         return routing
 

@@ -4,16 +4,12 @@ Thermal cameras write counts of which a scene uses a few hundred; a stretch to t
 noise of a cold scene into hot spots, so the range has a least span.
 """
 
-import logging
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from moevision.errors import InputError, UsageError
 from moevision.imaging.picture import Picture
-
-logger = logging.getLogger(__name__)
 
 _LOW_PERCENTILE, _HIGH_PERCENTILE = 1.0, 99.5
 MINIMUM_SPAN = {"uint16": 200.0, "float32": 4.0}  # counts; kelvin
@@ -56,13 +52,18 @@ def infrared_brightness(
     return _resized(grey_HW, size_hw)
 
 
+def is_coloured(picture: Picture) -> bool:
+    """Whether an infrared picture has colour: a palette, or a visible picture given in its place."""
+    if picture.pixels_HWC.shape[2] == 1:
+        return False
+    every_HWC = picture.pixels_HWC[::4, ::4].astype(np.float32)
+    scale = {"uint8": 255.0, "uint16": 65535.0}.get(picture.pixels_HWC.dtype.name, 1.0)
+    return float(np.ptp(every_HWC, axis=2).mean()) > _GREY_DIFFERENCE * scale
+
+
 def _one_channel(pixels_HWC: np.ndarray) -> np.ndarray:
     if pixels_HWC.shape[2] == 1:
         return pixels_HWC[:, :, 0]
-    every_HWC = pixels_HWC[::4, ::4].astype(np.float32)
-    scale = {"uint8": 255.0, "uint16": 65535.0}.get(pixels_HWC.dtype.name, 1.0)
-    if float(np.ptp(every_HWC, axis=2).mean()) > _GREY_DIFFERENCE * scale:
-        logger.warning("the infrared picture is coloured: its luma is taken, which a palette makes wrong; save it grey")
     return np.asarray(cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY))
 
 

@@ -1,5 +1,6 @@
 """From a pair of pictures to the fused picture: brightness of both, registration, tiles, colour."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import cast
@@ -17,8 +18,10 @@ from moevision.imaging.picture import Picture, to_float_tile
 from moevision.imaging.registration import register_ecc, warp
 from moevision.imaging.tiling import Tile, map_picture, plan_tiles
 from moevision.moe import Context
-from moevision.tasks.fusion.infrared import Range, infrared_brightness
+from moevision.tasks.fusion.infrared import Range, infrared_brightness, is_coloured
 from moevision.tasks.fusion.model import FusionNet
+
+logger = logging.getLogger(__name__)
 
 # Up to this size a pair is one tile and measures its own statistics; larger ones are measured on a thumbnail of it.
 WHOLE_PX = 1024
@@ -50,6 +53,7 @@ class FusionTask:
         self.tile_px, self.register, self.thermal_range = tile_px, register, thermal_range
         # What a pair's forward pass remembers; a video puts one here that remembers earlier frames.
         self.new_context: Callable[[], Context] = Context
+        self._warned_of_colour = False
 
     @torch.inference_mode()
     def __call__(self, pictures: tuple[Picture, ...]) -> TaskResult:
@@ -59,15 +63,22 @@ class FusionTask:
         fit.
 
         Facts: `visible_weight` (mean share of the visible picture, 0 to 1), `experts` (weights of the chosen experts by
-        gate), `tiles`, and with registration `registered`, `shift_px` and `correlation_gain`. Maps: `weights`.
+        gate), `tiles`, with registration `registered`, `shift_px` and `correlation_gain`, and `infrared_coloured` where
+        it is. Maps: `weights`.
         """
         infrared, visible = pictures
+        coloured = is_coloured(infrared)
+        if coloured and not self._warned_of_colour:  # once, not for every frame of a video
+            self._warned_of_colour = True
+            logger.warning(
+                "an infrared picture is coloured: its luma is taken, wrong for a palette; are the two swapped?"
+            )
         infrared_HW, hidden_HW, facts = self._aligned(infrared, visible)
         height, width = visible.pixels_HWC.shape[:2]
         tile_px = self.tile_px if self.tile_px is not None else 0 if max(height, width) <= WHOLE_PX else None
         first = self.descriptor.tile_px if tile_px is None else tile_px
         result = retry_smaller(lambda tile_px: self._fuse(visible, infrared_HW, hidden_HW, tile_px), first)
-        result.facts.update(facts)
+        result.facts.update(facts, **({"infrared_coloured": True} if coloured else {}))
         return result
 
     def _aligned(

@@ -1,4 +1,4 @@
-"""A pair of videos to one: frames paired by time, gates that follow the scene slowly."""
+"""A pair of videos to one: frames paired by time, gates that follow the scene slowly and keep what they have chosen."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,20 +14,22 @@ from moevision.engine.task import JSON
 from moevision.errors import InputError
 from moevision.imaging.picture import picture_from_array
 from moevision.imaging.video import Frame, VideoWriter, frame_rate, read_frames
-from moevision.moe import Context
+from moevision.moe import Context, LayerRecord
 from moevision.tasks.fusion.predict import FusionTask
 
 RATE = 0.15  # of a new frame in the running mean that the gates see
+KEPT = 0.1  # by so much in its logit must another expert be better than one that the frame before had
 _CUT = 0.5  # distance of brightness histograms, 0 to 1, beyond which a new scene begins
 _APART_S = 0.04  # further apart in time two frames are no pair
 
 
 @dataclass
 class Steadiness:
-    """The running mean of what the gates see, from frame to frame; forgotten at a cut."""
+    """The running mean of what the gates see, and which experts they chose; both forgotten at a cut."""
 
     rate: float = RATE
     mean_BF: Tensor | None = None
+    _records: dict[str, LayerRecord] = field(default_factory=dict, repr=False)
     _histogram: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def watch(self, visible_HWC: NDArray[np.uint8]) -> bool:
@@ -37,22 +39,31 @@ class Steadiness:
         before, self._histogram = self._histogram, histogram
         cut = before is not None and float(np.abs(before - histogram).sum()) / 2 > _CUT
         if cut:
-            self.mean_BF = None
+            self.mean_BF, self._records = None, {}
         return cut
 
     def context(self) -> Context:
         """For the next forward pass."""
-        return _SteadyContext(steadiness=self)
+        context = _SteadyContext(steadiness=self, before=self._records)
+        self._records = context.records
+        return context
 
 
 @dataclass
 class _SteadyContext(Context):
     steadiness: Steadiness = field(default_factory=Steadiness)
+    before: dict[str, LayerRecord] = field(default_factory=dict)
 
     def statistic(self, name: str, measure: Callable[[], Tensor]) -> Tensor:
-        """As `Context.statistic`; what the gates see is drawn towards what they saw before."""
+        """As `Context.statistic`; what the gates see and choose is drawn towards what they saw and chose before."""
         value = super().statistic(name, measure)
-        if name != "pooled" or name in (self.frozen_statistics or {}):
+        if name in (self.frozen_statistics or {}):
+            return value
+        gate = name.removesuffix(".kept")
+        if gate != name and gate in self.before:
+            self.statistics[name] = value.scatter(1, self.before[gate].routing.index_NK.clamp_min(0), KEPT)
+            return self.statistics[name]
+        if name != "pooled":
             return value
         mean_BF = self.steadiness.mean_BF
         self.steadiness.mean_BF = value if mean_BF is None else torch.lerp(mean_BF, value, self.steadiness.rate)

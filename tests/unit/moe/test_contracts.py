@@ -171,6 +171,16 @@ def test_an_allowed_expert_mask_keeps_each_modality_to_its_experts():
     torch.testing.assert_close(routing.weight_NK.sum(1), torch.ones(12, dtype=torch.float64))
 
 
+def test_a_bias_speaks_for_an_expert_and_none_changes_nothing():
+    torch.manual_seed(0)
+    router = Router(LinearScorer(DIM, EXPERTS), TopK(2)).double()
+    told = router(items(), bias_NE=torch.eye(EXPERTS, dtype=torch.float64)[2:3] * 100)
+    assert (told.index_NK[:, 0] == 2).all()
+    plain, zero = router(items()), router(items(), bias_NE=torch.zeros(1, EXPERTS, dtype=torch.float64))
+    torch.testing.assert_close(zero.weight_NK, plain.weight_NK)
+    assert torch.equal(zero.index_NK, plain.index_NK)
+
+
 @pytest.mark.parametrize(("loss", "balanced"), [(switch_loss, 1.0), (importance_loss, 0.0), (load_loss, 0.0)])
 def test_balance_losses_are_smallest_when_the_load_is_even(loss, balanced):
     even = Router(LinearScorer(EXPERTS, EXPERTS), TopK(1)).double()

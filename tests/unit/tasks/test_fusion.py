@@ -271,15 +271,17 @@ def test_an_infrared_picture_of_another_size_is_brought_to_the_visible_one_of_an
         infrared_brightness(small, (80, 80))
 
 
-def test_a_coloured_infrared_picture_is_warned_of(caplog):
-    coloured = np.zeros((8, 8, 3), np.uint8)
+def test_coloured_infrared_pictures_are_warned_of_once_and_each_is_marked(caplog):
+    fusion, visible = task(), picture_from_array((scene(16, 16) * 255).astype(np.uint8))
+    coloured = np.zeros((16, 16, 3), np.uint8)
     coloured[..., 0] = 200
+    grey = np.full((16, 16, 3), 77, np.uint8)
     with caplog.at_level(logging.WARNING):
-        infrared_brightness(picture_from_array(coloured), (8, 8))
-    assert "coloured" in caplog.text
-    caplog.clear()
-    infrared_brightness(picture_from_array(np.full((8, 8, 3), 77, np.uint8)), (8, 8))
-    assert caplog.text == ""
+        marked = [
+            fusion((picture_from_array(x), visible)).facts.get("infrared_coloured") for x in (coloured, grey, coloured)
+        ]
+    assert marked == [True, None, True]
+    assert caplog.text.count("coloured") == 1
 
 
 @pytest.mark.parametrize("text", ["", "1", "2,1", "a,b", "nan,1", "1,2,3"])

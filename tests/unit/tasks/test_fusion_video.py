@@ -10,10 +10,12 @@ import torch
 from moevision.checkpoint import ModelDescriptor
 from moevision.errors import InputError, MissingExtraError
 from moevision.imaging import video
+from moevision.imaging.picture import picture_from_array
 from moevision.imaging.video import VideoWriter, frame_rate, read_frames
+from moevision.moe import PooledScorer
 from moevision.tasks.fusion.model import PRESETS, FusionNet
 from moevision.tasks.fusion.predict import FusionTask
-from moevision.tasks.fusion.video import Steadiness, _paired, fuse_video
+from moevision.tasks.fusion.video import KEPT, Steadiness, _paired, fuse_video
 
 pytest.importorskip("av")
 
@@ -114,3 +116,29 @@ def test_the_task_is_as_before_after_a_video_also_when_it_fails(tmp_path):
         fuse_video(fuser, tmp_path / "bad.mp4", tmp_path / "bad.mp4", tmp_path / "out.mp4")
     assert fuser.new_context is before
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_experts_stay_until_another_is_better_by_a_margin_and_are_forgotten_at_a_cut():
+    fusion, steadiness = task(), Steadiness()
+    fusion.new_context = steadiness.context
+    pair = [picture_from_array(frame) for frame in (still(1, 1)[0], still(2, 1)[0])]
+    fusion(tuple(pair))
+    gate = fusion.model.global_gate
+    with torch.inference_mode():
+        logits_E = gate.router.scorer(steadiness.mean_BF)[0]
+    logits_E = logits_E.clone()
+    worst, second = int(logits_E.argmin()), float(logits_E.topk(2).values[1])
+
+    def chosen_with_the_worst_raised_to(logit):
+        with torch.no_grad():
+            gate.router.scorer.logits.bias[worst] += (logit - float(logits_E[worst])) / PooledScorer.SCALE
+        logits_E[worst] = logit
+        fusion(tuple(pair))
+        return fusion.new_context().before["global"].routing.index_NK[0].tolist()
+
+    assert worst not in chosen_with_the_worst_raised_to(second + KEPT / 2), "the better one now, but not by enough"
+    assert worst in chosen_with_the_worst_raised_to(second + 2 * KEPT)
+    black = np.zeros((48, 64, 3), np.uint8)
+    steadiness.watch(black)
+    assert steadiness.watch(255 - black)
+    assert fusion.new_context().before == {}

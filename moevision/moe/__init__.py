@@ -4,7 +4,14 @@ Shape legend of the folder: N items (pixels, tokens), D width, H hidden, E exper
 """
 
 from moevision.moe.dispatch import Dense, Dispatcher, Plan, Sorted
-from moevision.moe.experts import ConvExperts, ExpertBank, FFNExperts, FiLMExperts, LinearFiLMExperts
+from moevision.moe.experts import (
+    ConvExperts,
+    ExpertBank,
+    FFNExperts,
+    FiLMExperts,
+    LinearFiLMExperts,
+    SparseFilterExperts,
+)
 from moevision.moe.layer import MoELayer
 from moevision.moe.losses import BalanceLoss, importance_loss, load_loss, switch_loss, z_loss
 from moevision.moe.routing import Context, LayerRecord, Router, Routing, Window
@@ -43,6 +50,7 @@ __all__ = [
     "Selector",
     "SoftAll",
     "Sorted",
+    "SparseFilterExperts",
     "TopK",
     "Window",
     "importance_loss",

@@ -112,6 +112,48 @@ class FiLMExperts(ExpertBank):
         )  # fmt: skip
 
 
+class SparseFilterExperts(ExpertBank):
+    """MemoryOut's experts: E narrow bottlenecks D -> r -> SiLU -> D, that let pass what normal scenes need.
+
+    y_n = scale * sum_k weight_nk (W_up silu(W_down x_n + b) + c) over the chosen (arXiv 2506.02535, released code).
+    The paper's experts each begin with a LayerNorm of their own; its statistics are the same for all of them and its
+    scale and shift are linear, so the caller normalises once and W_down and b hold the rest.
+
+    All E codes are computed and those not chosen are multiplied by zero: two products of E * r columns, which for the
+    few columns r (8 of 96) that make it a filter cost less than sorting items by expert and gathering them.
+
+    Args:
+        num_experts, dim, rank: E, D, r.
+        k: how many an item uses, for the scale of the start: there is no residual beside these experts, so what comes
+            out must be as large as what goes in.
+        scale: of the sum; 2 in the released code.
+    """
+
+    needs_plan = False
+
+    def __init__(self, num_experts: int, dim: int, rank: int, k: int, scale: float = 2.0) -> None:
+        super().__init__()
+        self.num_experts, self.scale = num_experts, scale
+        self.w_down = nn.Parameter(torch.randn(num_experts, dim, rank) * dim**-0.5)
+        self.b_down = nn.Parameter(torch.zeros(num_experts, rank))
+        self.w_up = nn.Parameter(torch.randn(num_experts, rank, dim) * (rank * k) ** -0.5)
+        self.b_up = nn.Parameter(torch.zeros(num_experts, dim))
+
+    def routed(self, x_ND: Tensor, routing: Routing, order_R: Tensor | None, offsets_E1: Tensor | None) -> Tensor:
+        """(N, D) -> (N, D) by two matrix products over all experts' codes; needs no plan."""
+        gate_NE = reference.dense_gate(routing.weight_NK, routing.index_NK, self.num_experts).to(x_ND.dtype)
+        gate_NE = self.scale * gate_NE
+        w_down_DR = self.w_down.permute(1, 0, 2).reshape(x_ND.shape[1], -1)
+        code_NEr = F.silu(torch.addmm(self.b_down.flatten(), x_ND, w_down_DR)).unflatten(1, (self.num_experts, -1))
+        code_NR = (code_NEr * gate_NE.unsqueeze(2)).flatten(1)
+        return torch.addmm(gate_NE @ self.b_up, code_NR, self.w_up.flatten(0, 1))
+
+    def all(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, E, D): each expert alone, times `scale`."""
+        code_NEr = F.silu(torch.einsum("nd,edr->ner", x_ND, self.w_down) + self.b_down)
+        return self.scale * (torch.einsum("ner,erd->ned", code_NEr, self.w_up) + self.b_up)
+
+
 class LinearFiLMExperts(ExpertBank):
     """The form of MoFME's released code: gamma and beta are linear in x, for every expert, then ONE shared FFN.
 

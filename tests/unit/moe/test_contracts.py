@@ -24,6 +24,7 @@ from moevision.moe import (
     Router,
     SoftAll,
     Sorted,
+    SparseFilterExperts,
     TopK,
     importance_loss,
     load_loss,
@@ -39,7 +40,9 @@ BANKS = {
     "film hidden": lambda: FiLMExperts(EXPERTS, DIM, HIDDEN, site="hidden"),
     "film outputs": lambda: FiLMExperts(EXPERTS, DIM, HIDDEN, fuse="outputs"),
     "film linear": lambda: LinearFiLMExperts(EXPERTS, DIM, HIDDEN),
+    "sparse filter": lambda: SparseFilterExperts(EXPERTS, DIM, 3, 2),
 }
+SPARSE = ("w_down", "b_down", "w_up", "b_up")
 SELECTORS = {"top 1": lambda: TopK(1), "top 2": lambda: TopK(2), "top E": lambda: TopK(EXPERTS), "all": SoftAll}
 SCORERS = {
     "linear": lambda: LinearScorer(DIM, EXPERTS),
@@ -91,12 +94,12 @@ def test_sorted_equals_dense_when_all_items_choose_one_expert(bank):
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
-@pytest.mark.parametrize("bank", ["ffn", "film"])
+@pytest.mark.parametrize("bank", ["ffn", "film", "sparse filter"])
 def test_permuting_experts_together_with_router_rows_changes_nothing(bank, scorer):
     module, x = layer(bank, scorer=scorer), items()
     before = module(x)
     order = torch.tensor([3, 0, 4, 1, 2])
-    stacked = {"ffn": ("w1", "b1", "w2", "b2"), "film": ("gamma", "beta")}[bank]
+    stacked = {"ffn": ("w1", "b1", "w2", "b2"), "film": ("gamma", "beta"), "sparse filter": SPARSE}[bank]
     with torch.no_grad():
         for parameter in (module.router.scorer.weight, *(getattr(module.experts, name) for name in stacked)):
             parameter.copy_(parameter[order])

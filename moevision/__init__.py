@@ -3,6 +3,7 @@
     import moevision
     clear = moevision.restore("foggy.jpg")
     both = moevision.fuse("thermal.png", "street.jpg")
+    odd = moevision.detect("camera.mp4", site="site.json").events
 
 Names are loaded on first use (PEP 562), so `import moevision` costs no torch.
 """
@@ -13,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moevision.api import fuse, list_models, load, restore
+    from moevision.api import detect, fuse, list_models, load, restore
     from moevision.errors import (
         InputError,
         MemoryExhaustedError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "restore": "moevision.api",
     "fuse": "moevision.api",
+    "detect": "moevision.api",
     "load": "moevision.api",
     "list_models": "moevision.api",
     "MoevisionError": "moevision.errors",
@@ -46,6 +48,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "__version__",
+    "detect",
     "fuse",
     "list_models",
     "load",

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
     from moevision.checkpoint import ModelDescriptor
     from moevision.imaging.picture import Picture
+    from moevision.tasks.anomaly.calibration import SiteCalibration, Threshold
+    from moevision.tasks.anomaly.detector import AnomalyDetector
+    from moevision.tasks.anomaly.predict import Detection
     from moevision.tasks.fusion.predict import FusionTask
     from moevision.tasks.restoration.predict import RestorationTask
+
+
+ANOMALY_MODEL = "anomaly-ped2"
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -42,7 +48,7 @@ def load(name_or_path: str | PathLike[str] = "restoration-small", *, device: str
 
 def build_model(task: str, config: dict[str, Any]) -> "nn.Module":
     """The network of a weights header; raises KeyError for an unknown task."""
-    builders = {"restoration": _build_restoration, "fusion": _build_fusion}
+    builders = {"restoration": _build_restoration, "fusion": _build_fusion, "anomaly": _build_anomaly}
     return builders[task](config)
 
 
@@ -163,6 +169,103 @@ def fuse(
     return wrap(task((thermal, picture)).picture)
 
 
+def anomaly_detector(
+    *, model: str | PathLike[str] | None = None, site: str | PathLike[str] | None = None, device: str = "auto",
+    precision: str = "auto", false_alarms_per_hour: float = 6.0, p_value: float | None = None,
+) -> "tuple[AnomalyDetector, Threshold]":  # fmt: skip
+    """The detector that the command and the API run, and its threshold.
+
+    Args:
+        model: name or .safetensors path; None = the one that the site's calibration names.
+        site: calibration of `anomaly-fit`; None = the one that is shipped with the model.
+        device, precision: as for `restore`.
+        false_alarms_per_hour: what the threshold is to give on normal footage.
+        p_value: share of normal frames that exceed the threshold, instead of a rate.
+
+    Raises:
+        InputError: the calibration cannot be read or was made with another model. UsageError: a threshold that
+            the calibration cannot give, weights of another task. WeightsError: weights cannot be loaded.
+    """
+    from moevision.checkpoint import file_sha256, find_weights
+    from moevision.devices import pick_device, pick_precision
+    from moevision.tasks.anomaly.calibration import SiteCalibration
+    from moevision.tasks.anomaly.detector import AnomalyDetector
+
+    calibration = SiteCalibration.read(_site_file(model or ANOMALY_MODEL) if site is None else Path(site))
+    torch_device = pick_device(device)
+    descriptor = None
+    if calibration.model:
+        model = _model_of(calibration, model, site)
+        if file_sha256(find_weights(model)[0]) != calibration.model_sha256:
+            raise InputError(f"{site or model}: the calibration was made with other weights; fit it anew")
+        descriptor = _load_for("anomaly", model, device)
+    detector = AnomalyDetector(
+        calibration, descriptor, device=torch_device, dtype=pick_precision(torch_device, precision)
+    )
+    if p_value is not None:
+        return detector, calibration.threshold_for_p_value(p_value)
+    return detector, calibration.threshold_for_rate(false_alarms_per_hour)
+
+
+def detect(
+    source: str | PathLike[str], *, site: str | PathLike[str] | None = None, model: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None, device: str = "auto", precision: str = "auto",
+    false_alarms_per_hour: float = 6.0, p_value: float | None = None, fps: float = 25.0,
+    duration_s: float | None = None,
+) -> "Detection":  # fmt: skip
+    """Find what does not belong in a video.
+
+    Args:
+        source: a video file, a folder of pictures, `camera:0`, or an address that PyAV reads.
+        site: what is normal there, from `moevision anomaly-fit`; None = the camera that the model was trained on.
+        model: name or .safetensors path; None = the one that the calibration names.
+        output: folder for scores.csv, events.json, heat.mp4 and scores.png; None = none of them.
+        device, precision: as for `restore`.
+        false_alarms_per_hour, p_value: see `anomaly_detector`.
+        fps: frames a second of a folder of pictures.
+        duration_s: stop after so much time.
+
+    Returns:
+        Scores of all frames, events, and the threshold with its interval.
+
+    Raises:
+        InputError: the source or the calibration cannot be used. UsageError: bad option. WeightsError: model cannot
+            be loaded. MissingExtraError: PyAV is not installed.
+    """
+    import contextlib
+
+    from moevision.imaging.sources import open_source
+    from moevision.tasks.anomaly.outputs import DetectionWriter
+    from moevision.tasks.anomaly.predict import detect as run
+
+    detector, threshold = anomaly_detector(
+        model=model, site=site, device=device, precision=precision, false_alarms_per_hour=false_alarms_per_hour,
+        p_value=p_value,
+    )  # fmt: skip
+    with open_source(str(source), fps=fps) as frames, contextlib.ExitStack() as stack:
+        writer = None
+        if output is not None:
+            writer = stack.enter_context(DetectionWriter.for_source(Path(output), frames, detector.site, threshold))
+        return run(frames, detector, threshold, writer, duration_s=duration_s)
+
+
+def _site_file(model: str | PathLike[str]) -> Path:
+    """The calibration that is shipped with, or lies beside, a model's weights."""
+    from moevision.checkpoint import find_weights
+
+    return find_weights(str(model))[0].with_suffix(".site.json")
+
+
+def _model_of(
+    calibration: "SiteCalibration", model: str | PathLike[str] | None, site: str | PathLike[str] | None
+) -> str | Path:
+    """What the caller named; else the calibration's model, beside it if it is a file of its own."""
+    if model is not None:
+        return str(model)
+    beside = Path(site).with_name(calibration.model) if site is not None else Path(calibration.model)
+    return beside if beside.suffix == ".safetensors" and beside.exists() else calibration.model
+
+
 _CACHE: dict[tuple[Any, ...], Any] = {}
 
 
@@ -223,3 +326,9 @@ def _build_fusion(config: dict[str, Any]) -> "nn.Module":
     from moevision.tasks.fusion.model import FusionConfig, FusionNet
 
     return FusionNet(FusionConfig.from_dict(config))
+
+
+def _build_anomaly(config: dict[str, Any]) -> "nn.Module":
+    from moevision.tasks.anomaly.model import MemoryOutConfig, MemoryOutNet
+
+    return MemoryOutNet(MemoryOutConfig.from_dict(config))

@@ -98,6 +98,11 @@ def find_weights(name_or_path: str | Path) -> tuple[Path, dict[str, Any] | None]
     return path, None
 
 
+def file_sha256(path: Path) -> str:
+    """Of a weights file; raises WeightsError if it cannot be read."""
+    return hashlib.sha256(_read_checked(path, None)).hexdigest()
+
+
 def save_model(model: "nn.Module", path: Path, *, task: str, training: dict[str, Any]) -> None:
     """Write a model whose `config.to_dict()` describes it; tensors are stored in float32, contiguous."""
     from safetensors.torch import save_file

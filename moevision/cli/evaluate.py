@@ -67,3 +67,36 @@ def fusion(
     task = fusion_task(model=model, device=device, precision=precision, tile_px=common.parse_tile(tile))
     result = evaluate(data, task, tuple(peer or ()))
     common.show_result(result, result["metrics"], json_file, quiet=quiet)
+
+
+@app.command("anomaly")
+def anomaly(
+    data: common.Data,
+    json_file: common.JsonFile = None,
+    model: common.Model = "anomaly-ped2",
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site", help="Calibration to use; without it, the training clips kept for it.", show_default=False
+        ),
+    ] = None,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Frame AUC on a folder with train/, test/ and labels.npz, beside frame difference and MB, by two protocols."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.api import load
+    from moevision.devices import pick_device, pick_precision
+    from moevision.tasks.anomaly.calibration import SiteCalibration
+    from moevision.tasks.anomaly.evaluate import evaluate
+
+    torch_device = pick_device(device)
+    result = evaluate(
+        data, load(model, device=device), site=None if site is None else SiteCalibration.read(site),
+        device=torch_device, dtype=pick_precision(torch_device, precision),
+    )  # fmt: skip
+    common.show_result(result, result["metrics"], json_file, quiet=quiet)

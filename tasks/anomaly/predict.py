@@ -1,0 +1,112 @@
+"""From a source of frames to scores, events and files: what `moevision detect` and `moevision.detect` run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from moevision.errors import InputError
+from moevision.imaging.sources import VideoSource
+from moevision.imaging.video import Frame
+from moevision.tasks.anomaly.calibration import Threshold
+from moevision.tasks.anomaly.detector import AnomalyDetector
+from moevision.tasks.anomaly.events import Event, EventTracker
+from moevision.tasks.anomaly.outputs import DetectionWriter
+from moevision.tasks.anomaly.scores import FrameScore
+
+_LEAST_RATE = 0.8  # of the frames a second that the site was calibrated at
+
+
+class Scored(NamedTuple):
+    """One frame with all that is known of it: whether an event is on, and the event that has just ended, if any."""
+
+    frame: Frame
+    score: FrameScore
+    alarm: bool
+    ended: Event | None
+
+
+@dataclass
+class Detection:
+    """What was found in one source.
+
+    Attributes:
+        threshold: the score above which frames are unusual.
+        times_s, scores: of every frame; NaN where a frame is not scored.
+        events: in order.
+        dropped: frames of a live source that came faster than they could be scored.
+        disturbed: frames in which the whole picture changed.
+    """
+
+    threshold: Threshold
+    times_s: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    dropped: int = 0
+    disturbed: int = 0
+
+
+def scored_frames(source: VideoSource, detector: AnomalyDetector, threshold: Threshold) -> Iterator[Scored]:
+    """Every frame of the source with its score; the last one may come twice, with the event that its end ends.
+
+    Raises InputError where the source is damaged, its shape is not the calibrated one, or it has too few frames a
+    second.
+    """
+    detector.check_size(source.size_hw, source.name)
+    if source.fps is not None and source.fps < _LEAST_RATE * detector.site.fps:
+        raise InputError(
+            f"{source.name}: {source.fps:.3g} frames a second, but the calibration was made at "
+            f"{detector.site.fps:.3g}; fit one for this camera with moevision anomaly-fit"
+        )
+    detector.restart()
+    tracker = EventTracker(threshold.value)
+    last: Scored | None = None
+    for frame in source:
+        if source.restarted:
+            detector.restart()
+        score = detector.push(frame)
+        ended = tracker.push(score)
+        last = Scored(frame, score, tracker.active, ended)
+        yield last
+    if last is not None and (unended := tracker.finish()) is not None:
+        yield last._replace(ended=unended)
+
+
+def detect(
+    source: VideoSource, detector: AnomalyDetector, threshold: Threshold, writer: DetectionWriter | None = None, *,
+    keep_scores: bool = True, duration_s: float | None = None, say: Callable[[Scored], None] | None = None,
+) -> Detection:  # fmt: skip
+    """Score a whole source, or a live one for a while.
+
+    Args:
+        source: open.
+        detector: its past is forgotten.
+        threshold: see `SiteCalibration`.
+        writer: receives every frame and event.
+        keep_scores: off for a source that does not end.
+        duration_s: stop after so much time of the source.
+        say: called after every frame.
+    """
+    found = Detection(threshold)
+    number = -1
+    for scored in scored_frames(source, detector, threshold):
+        if scored.score.number != number:  # the last frame comes again with the event that its end ends
+            number = scored.score.number
+            found.disturbed += scored.score.disturbed
+            if keep_scores:
+                found.times_s.append(scored.score.time_s)
+                found.scores.append(scored.score.score)
+            if writer is not None:
+                writer.write(scored.frame, scored.score, scored.alarm)
+        if scored.ended is not None:
+            found.events.append(scored.ended)
+            if writer is not None:
+                writer.event(scored.ended)
+        if say is not None:
+            say(scored)
+        if duration_s is not None and scored.frame.time_s >= duration_s:
+            source.close()
+    found.dropped = source.dropped
+    if writer is not None:
+        writer.facts["dropped_frames"], writer.facts["reconnects"] = source.dropped, source.reconnects
+        writer.facts["disturbed_frames"] = found.disturbed
+    return found

@@ -1,0 +1,173 @@
+"""The recipe of the anomaly weights, top to bottom.
+
+Data: `train/*.mp4`, normal footage only; every HOLD_OUT_EVERY-th clip is kept for validation and for calibration, for a
+network is too sure of what it was fitted on. No labels are used. Validation tells, too, how well the error of the
+prediction parts frames at their own speed from the same clips at twice the speed: an anomaly that needs no label.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from moevision.checkpoint import save_model
+from moevision.datasets.video import Clip, ClipFolder, MovingCrops, read_clip
+from moevision.errors import UsageError
+from moevision.imaging.video import read_frames
+from moevision.moe import Context
+from moevision.tasks.anomaly import losses
+from moevision.tasks.anomaly.metrics import roc_auc
+from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutNet
+from moevision.tasks.anomaly.motion import box_means, highest, working_size
+from moevision.training.curves import draw_curves
+from moevision.training.loop import LoopConfig, fit
+
+_LOG = logging.getLogger(__name__)
+CROP_PX, BATCH = 96, 16
+HOLD_OUT_EVERY = 5
+# Of the losses of the frame. An error of a few grey levels is a thousandth in these units, and the gradient of the load
+# balance would drown it.
+FRAME_WEIGHT = 100.0
+VALIDATION_STRIDE = 6  # frames between those that are validated
+
+
+class _Batches(Dataset[Tensor]):
+    """Batch number -> (B, FRAMES + 1, crop, crop); a function of (seed, step) alone."""
+
+    def __init__(self, crops: MovingCrops, steps: int, seed: int) -> None:
+        self.crops, self.steps, self.seed = crops, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Tensor:
+        return torch.from_numpy(self.crops.batch(np.random.default_rng((self.seed, step)), BATCH, CROP_PX))
+
+
+def train(
+    data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 4000, resume: bool = False,
+    learning_rate: float = 1e-3, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+) -> Path:  # fmt: skip
+    """Train and write `out/model.safetensors`; returns its path.
+
+    Args:
+        data: folder with `train/`, clips of normal footage.
+        out: run folder (see `training.loop.fit`), which also receives curves.png.
+        preset: a key of PRESETS.
+        seed: of initialisation and data.
+        steps: optimiser steps.
+        resume: continue an interrupted run exactly.
+        learning_rate: peak of the schedule.
+        workers: data processes.
+        say: receives progress lines.
+
+    Raises:
+        UsageError: missing data, unknown preset, unfit run folder. InputError: a clip cannot be read.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"{preset}: no such preset; choose from {', '.join(PRESETS)}")
+    torch.manual_seed(seed)
+    net = MemoryOutNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
+    loop = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, warmup_steps=200, validate_every=500)
+    average = optimise(net, read_training_clips(data), loop, out, resume=resume, workers=workers, say=say)
+    path = out / "model.safetensors"
+    training = {"preset": preset, "seed": seed, "steps": steps, "learning_rate": learning_rate}
+    save_model(average, path, task="anomaly", training=training)
+    draw_curves(out)
+    return path
+
+
+def read_training_clips(data: Path) -> dict[str, Clip]:
+    """The clips of `data/train` by stem, grey, at the working size of the first."""
+    paths = ClipFolder(data / "train").paths
+    size_hw = working_size(next(iter(read_frames(paths[0]))).pixels_HWC.shape[:2])
+    return {path.stem: read_clip(path, size_hw) for path in paths}
+
+
+def held_out(names: Iterable[str]) -> set[str]:
+    """Of the names of clips those that are not learned from; with fewer than HOLD_OUT_EVERY of them, none."""
+    return set(sorted(names)[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
+
+
+def optimise(
+    net: MemoryOutNet, clips: dict[str, Clip], loop: LoopConfig, out: Path, *,
+    resume: bool = False, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+) -> nn.Module:  # fmt: skip
+    """Train any MemoryOutNet by the recipe; returns a copy with the averaged weights. Arguments as of `train`."""
+    cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
+    kept = held_out(clips)
+    learned = [clip for name, clip in clips.items() if name not in kept]
+    validation = [clip for name, clip in clips.items() if name in kept] or learned[:1]
+    say(f"{len(learned)} clips to learn from, {len(kept)} to validate with")
+    first = _first_step(out) if resume else 0
+    batches = _loader(_Batches(MovingCrops(learned, FRAMES + 1), loop.steps, loop.seed), first, workers)
+
+    def losses_at(model: nn.Module, step: int) -> dict[str, Tensor]:
+        return losses_of(model, next(batches))
+
+    return fit(
+        net, losses_at, loop, out,
+        validate=lambda model, step: validate(model, validation), resume=resume, say=say,
+    )  # fmt: skip
+
+
+def losses_of(model: nn.Module, batch_BTHW: Tensor) -> dict[str, Tensor]:
+    """Weighted loss terms by name, of FRAMES seen frames and the next."""
+    context = Context()
+    following = batch_BTHW[:, FRAMES:]
+    predicted = model(batch_BTHW[:, :FRAMES], context).frame_B1HW
+    return {
+        "prediction": FRAME_WEIGHT * losses.prediction_loss(predicted, following),
+        "motion": FRAME_WEIGHT * losses.motion_loss(predicted, following, batch_BTHW[:, FRAMES - 1 : FRAMES]),
+        "balance": torch.as_tensor(context.auxiliary_loss()),
+    }
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, clips: list[Clip]) -> dict[str, float]:
+    """On normal clips: PSNR in dB where something moves, of the prediction and of the last frame; `fast_auc`."""
+    errors: dict[int, list[float]] = {1: [], 2: []}
+    squares = np.zeros(2)
+    moving_px = 0
+    for clip in clips:
+        for step, highest_errors in errors.items():
+            for start in range(0, len(clip) - FRAMES * step, VALIDATION_STRIDE):
+                frames_THW = clip[start : start + FRAMES * step + 1 : step]
+                error_HW = prediction_error(model, frames_THW)
+                highest_errors.append(highest(box_means(error_HW)))
+                if step == 1:
+                    copied_HW = (frames_THW[-1].astype(np.float32) - frames_THW[-2]) ** 2
+                    moving_HW = cv2.boxFilter(copied_HW, -1, (16, 16)) > 25
+                    squares += [error_HW[moving_HW].sum(), copied_HW[moving_HW].sum()]
+                    moving_px += int(moving_HW.sum())
+    psnr, copy_psnr = 10 * np.log10(255**2 * max(moving_px, 1) / np.maximum(squares, 1e-9))
+    labels = np.repeat([0, 1], [len(errors[1]), len(errors[2])])
+    return {
+        "psnr": float(psnr),
+        "copy_psnr": float(copy_psnr),
+        "fast_auc": roc_auc(labels, np.array(errors[1] + errors[2])),
+    }
+
+
+def prediction_error(model: nn.Module, frames_THW: Clip) -> NDArray[np.float32]:
+    """Squared error in grey levels of the predicted last of FRAMES + 1 frames: (H, W)."""
+    x_1THW = torch.from_numpy(frames_THW.astype(np.float32))[None] / 127.5 - 1
+    difference = model(x_1THW[:, :FRAMES]).frame_B1HW[0, 0] - x_1THW[0, FRAMES]
+    return np.asarray((127.5 * difference).square().numpy(), np.float32)
+
+
+def _first_step(out: Path) -> int:
+    checkpoint = out / "checkpoint.pt"
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
+
+
+def _loader(batches: _Batches, first: int, workers: int) -> Iterator[Tensor]:
+    order = range(first, len(batches))
+    return iter(DataLoader(batches, None, sampler=order, num_workers=workers, prefetch_factor=8 if workers else None))

@@ -56,15 +56,19 @@ def read_masks(root: Path, width_px: int) -> dict[str, NDArray[np.bool_]]:
 
 def read_clip(path: Path, size_hw: tuple[int, int]) -> Clip:
     """All frames of a video, grey, at one size: (T, H, W). Raises as `imaging.video.read_frames`."""
-    return np.stack([grey_at(frame.pixels_HWC, size_hw) for frame in read_frames(path)])
+    return np.stack([resized(grey_of(frame.pixels_HWC), size_hw) for frame in read_frames(path)])
 
 
-def grey_at(pixels_HWC: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """RGB to luma at another size, averaged where it shrinks."""
-    grey_HW = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
+def grey_of(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB to luma, (H, W)."""
+    return np.asarray(cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def resized(grey_HW: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """A grey frame at another size, averaged where it shrinks."""
     if grey_HW.shape == size_hw:
-        return np.asarray(grey_HW, np.uint8)
-    how = cv2.INTER_AREA if size_hw[0] < grey_HW.shape[0] else cv2.INTER_LINEAR
+        return grey_HW
+    how = cv2.INTER_AREA if size_hw[0] < grey_HW.shape[0] else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(grey_HW, size_hw[::-1], interpolation=how), np.uint8)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,7 +178,7 @@ def anomaly_fit(
         name = entry["name"] if entry else path.name
     torch_device = pick_device(device)
     site = fit_site(
-        [lambda text=text: open_source(text, fps=fps) for text in sources], descriptor, model=name,
+        [partial(open_source, text, fps=fps) for text in sources], descriptor, model=name,
         model_sha256=sha256, device=torch_device, dtype=pick_precision(torch_device, precision), say=say,
     )  # fmt: skip
     site.write(output)

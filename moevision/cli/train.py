@@ -84,3 +84,33 @@ def fusion(
     )  # fmt: skip
     if not quiet:
         typer.echo(str(weights))
+
+
+@app.command("anomaly")
+def anomaly(
+    data: common.Data,
+    out: _Out,
+    preset: _Preset = "small",
+    seed: common.Seed = 0,
+    steps: _Steps = 4000,
+    learning_rate: _LearningRate = 2e-3,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Weights whose frozen appearance encoder is taken over.")
+    ] = "anomaly-ped2",
+    resume: _ResumeRun = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Train the anomaly network on a folder with train/, videos of normal footage; no labels."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.tasks.anomaly.train import train
+
+    say = common.logger.debug if quiet else common.say
+    weights = train(
+        data, out, preset=preset, seed=seed, steps=steps, resume=resume,
+        learning_rate=learning_rate, encoder=encoder, say=say,
+    )  # fmt: skip
+    if not quiet:
+        typer.echo(str(weights))

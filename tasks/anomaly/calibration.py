@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevision.errors import InputError, UsageError
+from moevision.tasks.anomaly.appearance import NormalAppearance
 from moevision.tasks.anomaly.metrics import causal_mean
 from moevision.tasks.anomaly.motion import Grid
 from moevision.tasks.anomaly.streams import Measurement, logarithm
@@ -25,6 +26,7 @@ _LEAST_FRAMES = 20
 _BLOCK_S = 1.0  # alarms closer than this are one
 _TAIL = 0.1  # share of the blocks to which the tail is fitted
 _LEAST_TAIL = 10
+_LOWEST = -3.0  # of a standardised stream: a frame in which less moves than ever must not hide the ones after it
 _RESAMPLES = 500
 _KEPT_SCORES = 2000  # of the calibration's, evenly over their ranks: the p-value's resolution
 
@@ -62,6 +64,7 @@ class SiteCalibration:
         block_maxima: the highest smoothed score of every second of the footage.
         scores: smoothed scores, ascending, at most _KEPT_SCORES of them.
         frames: how many were scored.
+        normal: how what moves looks; None without "appearance" among the streams.
     """
 
     model: str
@@ -73,6 +76,7 @@ class SiteCalibration:
     block_maxima: tuple[float, ...]
     scores: tuple[float, ...]
     frames: int
+    normal: NormalAppearance | None = None
 
     @property
     def hours(self) -> float:
@@ -83,14 +87,13 @@ class SiteCalibration:
         """The frame's score, not smoothed; NaN for a frame that measured nothing."""
         if not measurement.values:
             return float("nan")
-        total = sum(s.standardise(measurement.values[name]) for name, s in self.streams.items())
-        return self.score.standardise(total)
+        return self.score.standardise(_total(measurement, self.streams))
 
     def heat_grid(self, measurement: Measurement) -> Grid:
         """The same of every box: (h, w). Raises ValueError for a frame that measured nothing."""
         if not measurement.grids:
             raise ValueError("a frame that measured nothing has no heat")
-        standard = [(logarithm(measurement.grids[n]) - s.mean) / s.deviation for n, s in self.streams.items()]
+        standard = [_standard_grid(measurement.grids[name], s) for name, s in self.streams.items()]
         return np.asarray((np.sum(standard, axis=0) - self.score.mean) / self.score.deviation, np.float32)
 
     def p_value(self, score: float) -> float:
@@ -135,6 +138,8 @@ class SiteCalibration:
 
         fields = {"format": FORMAT, **asdict(self), "streams": {k: s._asdict() for k, s in self.streams.items()}}
         fields["score"] = self.score._asdict()
+        if self.normal is not None:
+            fields["normal"] = {"mean": self.normal.mean_C.tolist(), "precision": self.normal.precision_CC.tolist()}
         atomic_write_text(path, json.dumps(fields, indent=1) + "\n")
 
     @staticmethod
@@ -147,7 +152,7 @@ class SiteCalibration:
             streams = {str(k): _statistics(v) for k, v in fields.pop("streams").items()}
             height, width = (int(n) for n in fields.pop("source_size_hw"))
             maxima, scores = (tuple(float(x) for x in fields.pop(k)) for k in ("block_maxima", "scores"))
-            score = _statistics(fields.pop("score"))
+            score, normal = _statistics(fields.pop("score")), _normal(fields.pop("normal"))
             if not maxima or not scores or not np.isfinite([*maxima, *scores, float(fields["fps"])]).all():
                 raise ValueError("its scores are missing or not finite")
             return SiteCalibration(
@@ -156,6 +161,7 @@ class SiteCalibration:
                 score=score,
                 block_maxima=maxima,
                 scores=scores,
+                normal=normal,
                 **fields,
             )
         except OSError as error:
@@ -168,7 +174,7 @@ class SiteCalibration:
 
 def calibrate(
     clips: Sequence[Sequence[Measurement]], *, model: str, model_sha256: str, source_size_hw: tuple[int, int],
-    fps: float, streams: Sequence[str] | None = None,
+    fps: float, streams: Sequence[str] | None = None, normal: NormalAppearance | None = None,
 ) -> SiteCalibration:  # fmt: skip
     """Statistics of normal clips.
 
@@ -176,22 +182,20 @@ def calibrate(
         clips: each a sequence of measurements in order.
         model, model_sha256, source_size_hw, fps: see SiteCalibration.
         streams: names of those to use; None = all that were measured.
+        normal: how what moves looks.
 
     Raises:
-        InputError: fewer than 20 frames measured anything.
+        InputError: something moved in fewer than 20 frames.
     """
-    measured = [m for clip in clips for m in clip if m.values]
+    # Of frames in which nothing moves there may be any number; they must not decide what is usual of those that count.
+    measured = [m for clip in clips for m in clip if m.values and m.moves]
     if len(measured) < _LEAST_FRAMES:
-        raise InputError(f"{len(measured)} frames could be measured; normal footage of some minutes is needed")
+        raise InputError(f"something moves in {len(measured)} frames only; more normal footage is needed")
     names = tuple(measured[0].values) if streams is None else tuple(streams)
     statistics = {name: _statistics_of([m.values[name] for m in measured]) for name in names}
-    totals = [
-        np.array([
-            sum(s.standardise(m.values[name]) for name, s in statistics.items()) if m.values else np.nan for m in clip
-        ])
-        for clip in clips
-    ]  # fmt: skip
-    score = _statistics_of([value for total_T in totals for value in total_T[~np.isnan(total_T)]])
+    totals = [np.array([_total(m, statistics) if m.values else np.nan for m in clip]) for clip in clips]
+    moves = [np.array([bool(m.values) and m.moves for m in clip], dtype=bool) for clip in clips]
+    score = _statistics_of([x for total_T, moves_T in zip(totals, moves, strict=True) for x in total_T[moves_T]])
     smoothed = [causal_mean((total_T - score.mean) / score.deviation, WINDOW) for total_T in totals]
     block = max(1, round(_BLOCK_S * fps))
     maxima = [
@@ -205,8 +209,16 @@ def calibrate(
     kept = every[np.linspace(0, len(every) - 1, min(len(every), _KEPT_SCORES)).round().astype(int)]
     return SiteCalibration(
         model, model_sha256, source_size_hw, fps, statistics, score,
-        tuple(round(m, 5) for m in maxima), tuple(kept.round(5).tolist()), len(measured),
+        tuple(round(m, 5) for m in maxima), tuple(kept.round(5).tolist()), len(every), normal,
     )  # fmt: skip
+
+
+def _standard_grid(grid: Grid, statistics: Statistics) -> Grid:
+    return np.maximum((logarithm(grid) - statistics.mean) / statistics.deviation, _LOWEST)
+
+
+def _total(measurement: Measurement, streams: dict[str, Statistics]) -> float:
+    return sum(max(s.standardise(measurement.values[name]), _LOWEST) for name, s in streams.items())
 
 
 def _statistics_of(values: Sequence[float]) -> Statistics:
@@ -218,6 +230,15 @@ def _statistics(fields: dict[str, float]) -> Statistics:
     if not np.isfinite(statistics).all() or statistics.deviation <= 0:
         raise ValueError("a deviation is not positive")
     return statistics
+
+
+def _normal(fields: dict[str, Any] | None) -> NormalAppearance | None:
+    if fields is None:
+        return None
+    mean_C, precision_CC = np.array(fields["mean"], np.float64), np.array(fields["precision"], np.float64)
+    if precision_CC.shape != (len(mean_C), len(mean_C)) or not np.isfinite(precision_CC).all():
+        raise ValueError("the appearance of normal things is damaged")
+    return NormalAppearance(mean_C, precision_CC)
 
 
 def _tail_quantile(maxima_M: NDArray[np.float64], share: float) -> float:

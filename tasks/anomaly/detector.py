@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from moevision.checkpoint import ModelDescriptor
 from moevision.errors import InputError
 from moevision.imaging.video import Frame
 from moevision.tasks.anomaly.calibration import WINDOW, SiteCalibration
+from moevision.tasks.anomaly.model import MemoryOutNet
 from moevision.tasks.anomaly.motion import BOX_PX, BOX_STRIDE_PX, working_size
 from moevision.tasks.anomaly.scores import Box, FrameScore
 from moevision.tasks.anomaly.streams import FrameAnalyser, Measurement, spread
@@ -40,9 +42,11 @@ class AnomalyDetector:
     ) -> None:  # fmt: skip
         if bool(site.model) != (descriptor is not None):
             raise InputError(f"the calibration was made with {site.model or 'no'} model; use it with the same")
-        model = None if descriptor is None else descriptor.model.to(device=device, dtype=dtype)
+        model = None if descriptor is None else cast("MemoryOutNet", descriptor.model.to(device=device, dtype=dtype))
         self.site, self.box_threshold = site, box_threshold
-        self.analyser = FrameAnalyser(model, fps=site.fps, device=device, dtype=dtype)
+        self.analyser = FrameAnalyser(
+            model, normal=site.normal, streams=tuple(site.streams), fps=site.fps, device=device, dtype=dtype
+        )
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._last: FrameScore | None = None
         self._number = 0
@@ -70,7 +74,7 @@ class AnomalyDetector:
         measurement = self.analyser.push(frame)
         if measurement is None and self._last is not None:
             return replace(self._last, number=number, time_s=frame.time_s, analysed=False)
-        self._last = self._score(measurement or Measurement({}, {}), frame, number)
+        self._last = self._score(measurement or Measurement(), frame, number)
         return self._last
 
     def _score(self, measurement: Measurement, frame: Frame, number: int) -> FrameScore:
@@ -89,7 +93,7 @@ class AnomalyDetector:
         if not measurement.grids:
             return np.zeros(size_hw, np.float32), ()
         grid = self.site.heat_grid(measurement)
-        return spread(grid, size_hw, BOX_STRIDE_PX), boxes_of(grid, self.box_threshold, size_hw, source_hw)
+        return spread(grid, size_hw), boxes_of(grid, self.box_threshold, size_hw, source_hw)
 
 
 def boxes_of(

@@ -4,9 +4,11 @@ Two protocols side by side: "p0", honest (what a camera could do: causal, nothin
 the papers' (every clip stretched to 0..1 and smoothed with its future).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ import moevision
 from moevision.checkpoint import ModelDescriptor
 from moevision.datasets.video import ClipFolder, read_labels, read_masks
 from moevision.errors import UsageError
-from moevision.imaging.video import frame_rate, read_frames
-from moevision.tasks.anomaly.calibration import SiteCalibration, calibrate
+from moevision.imaging.sources import open_source
+from moevision.tasks.anomaly.calibration import SiteCalibration, Statistics, calibrate
 from moevision.tasks.anomaly.detector import boxes_of
+from moevision.tasks.anomaly.fit import fit_site, measure
 from moevision.tasks.anomaly.localisation import pointing_game, rbdc_tbdc
 from moevision.tasks.anomaly.metrics import (
     ClipScores,
@@ -28,6 +31,7 @@ from moevision.tasks.anomaly.metrics import (
     honest,
     published,
 )
+from moevision.tasks.anomaly.model import MemoryOutNet
 from moevision.tasks.anomaly.motion import box_centres_px, working_size
 from moevision.tasks.anomaly.streams import FrameAnalyser, Measurement
 from moevision.tasks.anomaly.train import held_out
@@ -50,8 +54,8 @@ def evaluate(
 
     Returns:
         `metrics`: per protocol micro and macro AUC, EER and the interval of micro AUC, of the product's score; the same
-        under `baselines` (`frame_difference`, `mb`) and `streams` (the network alone: `prediction`, and `frame_mean`,
-        the mean error of the frame as the papers score it); `gain_over_mb` (95 % interval and median of the paired
+        under `baselines` (`frame_difference`, `mb`) and `streams` (each alone, and `frame_mean`, the mean error of the
+        predicted frame, as the papers score it); `gain_over_mb` (95 % interval and median of the paired
         difference of micro AUC, p0); with pixel masks `pointing_game`, `rbdc`, `tbdc`. `per_item`: per clip.
 
     Raises:
@@ -61,24 +65,29 @@ def evaluate(
     labels = read_labels(data)
     if missing := [p.stem for p in test if p.stem not in labels]:
         raise UsageError(f"{data / 'labels.npz'}: no labels for {', '.join(missing)}")
-    model = descriptor.model.to(device=device, dtype=dtype)
-    fps = float(frame_rate(train[0]))
-    source_hw = next(read_frames(train[0])).pixels_HWC.shape[:2]
+    model = cast("MemoryOutNet", descriptor.model.to(device=device, dtype=dtype))
+    if site is None:
+        kept = held_out(p.stem for p in train) or {p.stem for p in train}
+        openers = [partial(open_source, str(p)) for p in train if p.stem in kept]
+        site = fit_site(openers, descriptor, device=device, dtype=dtype)
+    source_hw, fps = site.source_size_hw, site.fps
+
+    def measured(paths: Sequence[Path], analyser: FrameAnalyser) -> list[list[Measurement]]:
+        return [_measure(path, analyser) for path in paths]
+
+    normal = measured(train, FrameAnalyser(None, streams=("difference", "flow")))
     common: dict[str, Any] = {"model": "", "model_sha256": "", "source_size_hw": source_hw, "fps": fps}
-
-    def measured(paths: Sequence[Path], network: torch.nn.Module | None) -> list[list[Measurement]]:
-        return [list(_measure(path, FrameAnalyser(network, device=device, dtype=dtype))) for path in paths]
-
-    normal = measured(train, None)
     baselines = {
         "frame_difference": calibrate(normal, streams=("difference",), **common),
         "mb": calibrate(normal, streams=("difference", "flow"), **common),
     }
-    kept = held_out(p.stem for p in train) or {p.stem for p in train}
-    calibration = measured([p for p in train if p.stem in kept], model)
-    site = site or calibrate(calibration, **common)
-    alone = calibrate(calibration, streams=("prediction",), **common)
-    clips = dict(zip([p.stem for p in test], measured(test, model), strict=True))
+    clips = dict(
+        zip(
+            [p.stem for p in test],
+            measured(test, FrameAnalyser(model, normal=site.normal, device=device, dtype=dtype)),
+            strict=True,
+        )
+    )
     masks = read_masks(data, source_hw[1])
 
     def scored(by: SiteCalibration, *, placed: bool = False) -> list[ClipScores]:
@@ -90,7 +99,10 @@ def evaluate(
     metrics: dict[str, Any] = _numbers(product)
     metrics["baselines"] = {name: _numbers(scored(by)) for name, by in baselines.items()}
     frame_mean = [ClipScores(n, np.array([m.frame_error for m in ms]), labels[n]) for n, ms in clips.items()]
-    metrics["streams"] = {"prediction": _numbers(scored(alone)), "frame_mean": _numbers(frame_mean)}
+    alone = {name: replace(site, streams={name: by}, score=Statistics(0, 1)) for name, by in site.streams.items()}
+    metrics["streams"] = {name: _numbers(scored(by)) for name, by in alone.items()} | {
+        "frame_mean": _numbers(frame_mean)
+    }
     low, median, high = bootstrap_gain(product, mb, honest)
     metrics["gain_over_mb"] = {"low": low, "median": median, "high": high}
     if masks:
@@ -101,11 +113,10 @@ def evaluate(
     }  # fmt: skip
 
 
-def _measure(path: Path, analyser: FrameAnalyser) -> Iterator[Measurement]:
-    for frame in read_frames(path):
-        measurement = analyser.push(frame)
-        assert measurement is not None  # every frame is analysed: no rate was given
-        yield measurement
+def _measure(path: Path, analyser: FrameAnalyser) -> list[Measurement]:
+    """Of every frame: no rate is given, so all are analysed."""
+    with open_source(str(path)) as source:
+        return list(measure(source, analyser))
 
 
 def _clip_scores(

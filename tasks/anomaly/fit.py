@@ -1,27 +1,39 @@
 """Normal footage of one camera to its calibration: `moevision anomaly-fit`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from typing import cast
 
 import torch
 
 from moevision.checkpoint import ModelDescriptor
 from moevision.errors import InputError
 from moevision.imaging.sources import VideoSource
+from moevision.tasks.anomaly.appearance import FeatureSums, NormalAppearance
 from moevision.tasks.anomaly.calibration import SiteCalibration, calibrate
+from moevision.tasks.anomaly.model import MemoryOutNet
 from moevision.tasks.anomaly.streams import FrameAnalyser, Measurement
 
 ANALYSED_FPS = 12.5  # at most: what moves at more frames a second moves too little from one to the next
+_CHUNK = 25  # frames whose features are summed up together
+_PARTS = 5  # of a single clip
+_Open = Callable[[], VideoSource]
 
 
 def fit_site(
-    sources: Sequence[Callable[[], VideoSource]], descriptor: ModelDescriptor | None, *, model: str, model_sha256: str,
+    clips: Sequence[_Open], descriptor: ModelDescriptor | None, *, model: str = "", model_sha256: str = "",
     fps: float | None = None, device: torch.device | None = None, dtype: torch.dtype = torch.float32,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> SiteCalibration:  # fmt: skip
     """Learn what is normal.
 
+    With an encoder the footage is read twice: how things look is learned first, and then every clip (of a single clip
+    every fifth) is compared with what was learned from the others, as what comes later will be.
+
     Args:
-        sources: each opens one clip of normal footage; they are read once, one after another.
+        clips: each opens one recording of normal footage.
         descriptor: the network, or None for the streams that need none.
         model, model_sha256: what the calibration says of it.
         fps: frames a second to analyse; None = the first clip's, but at most ANALYSED_FPS.
@@ -29,29 +41,83 @@ def fit_site(
         say: receives a line a clip.
 
     Raises:
-        InputError: a clip cannot be read, clips differ in size, or there is too little footage.
+        InputError: a clip is live or cannot be read, clips differ in size, or there is too little footage.
     """
-    network = None if descriptor is None else descriptor.model.to(device=device, dtype=dtype)
-    clips: list[list[Measurement]] = []
-    size_hw: tuple[int, int] | None = None
-    for open_clip in sources:
-        with open_clip() as source:
-            if size_hw is not None and source.size_hw != size_hw:
-                sizes = " after ".join(f"{w}x{h}" for h, w in (source.size_hw, size_hw))
-                raise InputError(f"{source.name}: {sizes}; fit each camera on its own")
-            size_hw = source.size_hw
-            fps = fps or min(source.fps or ANALYSED_FPS, ANALYSED_FPS)
-            analyser = FrameAnalyser(network, fps=fps, device=device, dtype=dtype)
-            clips.append([m for m in _measured(source, analyser) if m is not None])
-            if say is not None:
-                say(f"{source.name}: {sum(bool(m.values) for m in clips[-1])} frames measured")
-    if size_hw is None or fps is None:
+    if not clips:
         raise InputError("no footage given; name videos of the camera on an ordinary day")
-    return calibrate(clips, model=model, model_sha256=model_sha256, source_size_hw=size_hw, fps=fps)
+    size_hw, fps = _form_of(clips, fps)
+    network = None if descriptor is None else cast("MemoryOutNet", descriptor.model.to(device=device, dtype=dtype))
+    normal, normals = None, None
+    if network is not None and network.encoder is not None:
+        looking = FrameAnalyser(network, streams=("difference",), collect=True, fps=fps, device=device, dtype=dtype)
+        sums = [_chunk_sums(open_clip, looking) for open_clip in clips]
+        normal, normals = _normals(sums)
+    analyser = FrameAnalyser(network, normal=normal, fps=fps, device=device, dtype=dtype)
+    measured = []
+    for number, open_clip in enumerate(clips):
+        measured.append(list(_measured(open_clip, analyser, None if normals is None else normals[number])))
+        say(f"clip {number + 1} of {len(clips)}: {sum(m.moves for m in measured[-1])} frames in which something moves")
+    return calibrate(
+        measured, model=model, model_sha256=model_sha256, source_size_hw=size_hw, fps=fps, normal=normal
+    )  # fmt: skip
 
 
-def _measured(source: VideoSource, analyser: FrameAnalyser) -> Iterable[Measurement | None]:
+def measure(source: VideoSource, analyser: FrameAnalyser) -> Iterator[Measurement]:
+    """The measurements of a source's analysed frames."""
+    analyser.restart()
     for frame in source:
         if source.restarted:
             analyser.restart()
-        yield analyser.push(frame)
+        if (measurement := analyser.push(frame)) is not None:
+            yield measurement
+
+
+def _form_of(clips: Sequence[_Open], fps: float | None) -> tuple[tuple[int, int], float]:
+    """Size of all clips' frames, and the frames a second to analyse."""
+    size_hw: tuple[int, int] | None = None
+    for open_clip in clips:
+        with open_clip() as source:
+            if source.is_live:
+                raise InputError(f"{source.name}: is live; record some footage first, it is read twice")
+            if size_hw is not None and source.size_hw != size_hw:
+                sizes = " after ".join(f"{w}x{h}" for h, w in (source.size_hw, size_hw))
+                raise InputError(f"{source.name}: {sizes}; fit each camera on its own")
+            size_hw, fps = source.size_hw, fps or min(source.fps or ANALYSED_FPS, ANALYSED_FPS)
+    return cast("tuple[int, int]", size_hw), cast("float", fps)
+
+
+def _chunk_sums(open_clip: _Open, analyser: FrameAnalyser) -> list[FeatureSums]:
+    """Of every _CHUNK analysed frames the sums of what moves."""
+    chunks: list[FeatureSums] = []
+    with open_clip() as source:
+        for number, measurement in enumerate(measure(source, analyser)):
+            if number % _CHUNK == 0:
+                chunks.append(FeatureSums.none())
+            if measurement.features_NC is not None:
+                chunks[-1] = chunks[-1] + FeatureSums.of(measurement.features_NC)
+    return chunks
+
+
+def _normals(sums: list[list[FeatureSums]]) -> tuple[NormalAppearance, list[list[NormalAppearance]]]:
+    """How normal things look, and for every chunk of every clip how they look elsewhere."""
+    total = reduce(add, [chunk for clip in sums for chunk in clip])
+    normal = total.normal()
+    if len(sums) > 1:
+        return normal, [[(total - reduce(add, clip)).normal()] * len(clip) for clip in sums]
+    (clip,) = sums
+    part_of = [min(_PARTS - 1, n * _PARTS // len(clip)) for n in range(len(clip))]
+    parts = {p: reduce(add, [c for c, q in zip(clip, part_of, strict=True) if q == p]) for p in set(part_of)}
+    elsewhere = {p: (total - part).normal() for p, part in parts.items()}
+    return normal, [[elsewhere[p] for p in part_of]]
+
+
+def _measured(
+    open_clip: _Open, analyser: FrameAnalyser, normals: list[NormalAppearance] | None
+) -> Iterator[Measurement]:
+    """Measurements without their grids, each by what is normal elsewhere: an hour of grids would fill the memory."""
+    analyser.normal = normals[0] if normals else None
+    with open_clip() as source:
+        for number, measurement in enumerate(measure(source, analyser)):
+            yield replace(measurement, grids={}, features_NC=None)
+            if normals is not None and (number + 1) // _CHUNK < len(normals):
+                analyser.normal = normals[(number + 1) // _CHUNK]

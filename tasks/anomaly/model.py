@@ -3,7 +3,7 @@
 After MemoryOut (arXiv 2506.02535), small enough for a CPU. What stands still is copied from the last frame, unfiltered;
 what changes must pass every stage's bottleneck, so what normal frames never showed is predicted badly.
 
-    frames -----> appearance (backbone) --+--> joint cross-attention --> [block -> sparse filter] x stages --+
+    frames -------> appearance (backbone) +--> joint cross-attention --> [block -> sparse filter] x stages --+
     differences -> motion (backbone) -----+          ^                                                       v
     semantic vector, or a learned null token --------+        last frame -------------------> head --> next frame
 """
@@ -21,6 +21,7 @@ from moevision.backbone.blocks import AttentionBlock, ChannelNorm
 from moevision.backbone.config import MoEConfig
 from moevision.moe import BalanceLoss, Context, LinearScorer, MoELayer, Router, SparseFilterExperts, TopK, switch_loss
 from moevision.moe.experts import DenseFFN
+from moevision.tasks.anomaly.appearance import AppearanceEncoder
 
 FRAMES = 4  # seen, to predict the one after them
 _MOTION_GAIN = 4.0  # differences of frames are small
@@ -44,6 +45,7 @@ class MemoryOutConfig:
         num_experts, k, rank: routed filters E, how many a token uses, columns of a filter. One more is shared by all
             tokens; num_experts = 0 leaves that one alone.
         semantic_dim: length of the semantic vector that describes the scene; 0 = the learned null token alone.
+        encoder: carry the frozen encoder of `appearance`, which takes no part in the prediction.
         balance_weight: weight of the load balance. The paper's 0.001 lets experts die.
     """
 
@@ -57,6 +59,7 @@ class MemoryOutConfig:
     k: int = 4
     rank: int = 8
     semantic_dim: int = 0
+    encoder: bool = True
     balance_weight: float = 0.02
 
     @property
@@ -75,7 +78,7 @@ class MemoryOutConfig:
 
 
 PRESETS = {
-    "test": lambda: MemoryOutConfig(8, 4, 1, 2, 2, num_experts=4, k=2, rank=2),
+    "test": lambda: MemoryOutConfig(8, 4, 1, 2, 2, num_experts=4, k=2, rank=2, encoder=False),
     "small": MemoryOutConfig,
 }
 
@@ -98,9 +101,10 @@ class MemoryOutNet(nn.Module):
     def __init__(self, config: MemoryOutConfig) -> None:
         super().__init__()
         self.config = config
+        self.encoder = AppearanceEncoder() if config.encoder else None
         dim = config.dim
-        self.appearance = MoEBackbone(_encoder(FRAMES, config.width), "appearance.")
-        self.motion = MoEBackbone(_encoder(FRAMES - 1, config.motion_width), "motion.")
+        self.appearance = MoEBackbone(_small(FRAMES, config.width), "appearance.")
+        self.motion = MoEBackbone(_small(FRAMES - 1, config.motion_width), "motion.")
         self.to_motion = nn.Conv2d(4 * config.motion_width, dim, 1)
         self.null_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.to_semantic = nn.Linear(config.semantic_dim, dim) if config.semantic_dim else None
@@ -117,9 +121,9 @@ class MemoryOutNet(nn.Module):
         if config.semantic_dim:
             self.describe = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, config.semantic_dim))
         # At the start the prediction is the last frame, so that the filters learn what changes and nothing else.
-        for last in (self.head, self.refine[2]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        last = self.refine[2]
+        for parameter in (self.head.weight, self.head.bias, last.weight, last.bias):
+            nn.init.zeros_(parameter)  # type: ignore[arg-type]
 
     def forward(
         self, frames_BTHW: Tensor, context: Context | None = None, semantic_BS: Tensor | None = None
@@ -134,9 +138,9 @@ class MemoryOutNet(nn.Module):
         context = context if context is not None else Context()
         height, width = frames_BTHW.shape[-2:]
         frames_BTHW = pad_to_stride(frames_BTHW)
-        appearance = self.appearance(frames_BTHW, context)[2]
+        x_BDhw = self.appearance(frames_BTHW, context)[2]
         motion = self.to_motion(self.motion(_MOTION_GAIN * frames_BTHW.diff(dim=1), context)[2])
-        x_BDhw = self._joined(appearance, motion, semantic_BS)
+        x_BDhw = self._joined(x_BDhw, motion, semantic_BS)
         for block, passes in zip(self.blocks, self.filters, strict=True):
             x_BDhw = passes(block(x_BDhw, context), context)
         x_BDhw = self.norm(x_BDhw)
@@ -147,14 +151,14 @@ class MemoryOutNet(nn.Module):
         described_BS = None if self.describe is None else self.describe(x_BDhw.mean((2, 3)))
         return Prediction(frame_B1HW[..., :height, :width], described_BS)
 
-    def _joined(self, appearance_BDhw: Tensor, motion_BDhw: Tensor, semantic_BS: Tensor | None) -> Tensor:
-        batch, _, height, width = appearance_BDhw.shape
+    def _joined(self, frames_BDhw: Tensor, motion_BDhw: Tensor, semantic_BS: Tensor | None) -> Tensor:
+        batch, _, height, width = frames_BDhw.shape
         token_B1D = self.null_token.expand(batch, -1, -1)
         if semantic_BS is not None and self.to_semantic is not None:
             token_B1D = self.to_semantic(semantic_BS).unsqueeze(1)
         pooled_BDhw = F.avg_pool2d(motion_BDhw, _POOL, ceil_mode=True)
         keys_BLD = torch.cat([token_B1D.to(pooled_BDhw.dtype), pooled_BDhw.flatten(2).mT], 1)
-        x_BLD = appearance_BDhw.permute(0, 2, 3, 1).flatten(1, 2)
+        x_BLD = frames_BDhw.permute(0, 2, 3, 1).flatten(1, 2)
         for layer in self.cross:
             x_BLD = layer(x_BLD, keys_BLD)
         x_BDhw = x_BLD.unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -241,7 +245,7 @@ class NoFilter(nn.Module):
         return x_BDhw
 
 
-def _encoder(channels: int, width: int) -> BackboneConfig:
+def _small(channels: int, width: int) -> BackboneConfig:
     return BackboneConfig(channels, width, (1, 1), 0)
 
 

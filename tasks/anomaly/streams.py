@@ -1,22 +1,32 @@
-"""Frames to measurements: what moves, how fast, and how far from what the network expected, frame by frame.
+"""Frames to measurements: what moves, how fast, how it looks, and how far from what the network expected.
 
 One class for files and live cameras: what a frame measures depends on the frames before it and on nothing else, so a
 stream is measured as its recording is.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from moevision.datasets.video import grey_at
+from moevision.datasets.video import grey_of, resized
 from moevision.imaging.video import Frame
-from moevision.tasks.anomaly.model import FRAMES
+from moevision.tasks.anomaly.appearance import (
+    MOVING_LEVELS,
+    AppearanceEncoder,
+    NormalAppearance,
+    looked_at,
+    nearest,
+    smoothed,
+)
+from moevision.tasks.anomaly.model import FRAMES, MemoryOutNet
 from moevision.tasks.anomaly.motion import (
+    BOX_STRIDE_PX,
     Grid,
     box_means,
     difference_grid,
@@ -26,11 +36,10 @@ from moevision.tasks.anomaly.motion import (
     working_size,
 )
 
-# How the boxes of a stream become the one number of a frame.
-POOLS = {"difference": highest, "flow": mean_of_highest, "prediction": highest}
+STREAMS = ("difference", "flow", "appearance", "prediction")
 _FLOOR = 1e-3  # added before the logarithm: a frame in which nothing at all moves
 _DISTURBED_LEVELS, _DISTURBED_SHARE = 8.0, 0.6  # grey levels by which so many of all boxes differ
-_EARLY, _LATE = 0.9, 2.5  # of the time between frames: before it a frame is left out, after it the sequence is broken
+EARLY, _LATE = 0.9, 2.5  # of the time between frames: before it a frame is left out, after it the sequence is broken
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,17 @@ class Measurement:
     Attributes:
         values: by stream the logarithm of its pooled boxes; empty while too few frames were seen.
         grids: by stream its boxes (h, w).
+        moves: whether anything does.
         frame_error: mean squared error of the prediction in grey levels, as MemoryOut's own score has it; NaN without.
+        features_NC: of the N boxes that move, as the encoder sees them, where asked for.
         disturbed: the whole picture changed at once.
     """
 
-    values: dict[str, float]
-    grids: dict[str, Grid]
+    values: dict[str, float] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    moves: bool = False
     frame_error: float = float("nan")
+    features_NC: NDArray[np.float32] | None = None
     disturbed: bool = False
 
 
@@ -55,24 +68,28 @@ class FrameAnalyser:
 
     Args:
         model: a MemoryOutNet in evaluation mode, or None for the streams that need no network.
+        normal: how normal things look; None leaves out "appearance".
+        streams: names of those to measure; None = all that can be.
+        collect: give the features of moving boxes, too.
         fps: frames a second to analyse; those that come earlier are left out. None = all of them.
         device, dtype: where and in which float type the network runs.
     """
 
     def __init__(
-        self, model: nn.Module | None, *, fps: float | None = None, device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        self, model: MemoryOutNet | None, *, normal: NormalAppearance | None = None,
+        streams: Collection[str] | None = None, collect: bool = False, fps: float | None = None,
+        device: torch.device | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        self.model, self.fps = model, fps
+        self.streams = set(STREAMS if streams is None else streams)
+        if model is None:
+            self.streams -= {"appearance", "prediction"}
+        elif model.encoder is None or normal is None:
+            self.streams -= {"appearance"}
+        self.model, self.normal, self.collect, self.fps = model, normal, collect, fps
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self.size_hw: tuple[int, int] | None = None
         self._seen: deque[NDArray[np.uint8]] = deque(maxlen=FRAMES)
         self._time_s: float | None = None
-
-    @property
-    def stream_names(self) -> tuple[str, ...]:
-        """Of the streams that are measured."""
-        return tuple(name for name in POOLS if name != "prediction" or self.model is not None)
 
     def restart(self) -> None:
         """Forget what was seen: the next frame begins a new sequence."""
@@ -83,52 +100,85 @@ class FrameAnalyser:
         """Measure the next frame; None if it comes too soon after the last one to be analysed."""
         if self.fps is not None and self._time_s is not None:
             waited = (frame.time_s - self._time_s) * self.fps
-            if 0 <= waited < _EARLY:
+            if 0 <= waited < EARLY:
                 return None
             if not 0 <= waited <= _LATE:
                 self.restart()
         self._time_s = frame.time_s
-        self.size_hw = self.size_hw or working_size(frame.pixels_HWC.shape[:2])
-        return self._measure(grey_at(frame.pixels_HWC, self.size_hw))
-
-    def _measure(self, now_HW: NDArray[np.uint8]) -> Measurement:
+        grey_HW = grey_of(frame.pixels_HWC)
+        self.size_hw = self.size_hw or working_size(grey_HW.shape)
+        now_HW = resized(grey_HW, self.size_hw)
         seen = list(self._seen)
         self._seen.append(now_HW)
         if not seen:
-            return Measurement({}, {})
+            return Measurement()
         difference = difference_grid(seen[-1], now_HW)
         if float((difference > _DISTURBED_LEVELS).mean()) > _DISTURBED_SHARE:
             self._seen.clear()
             self._seen.append(now_HW)
-            return Measurement({}, {}, disturbed=True)
-        if len(seen) < FRAMES:
-            return Measurement({}, {})
-        grids = {"difference": difference, "flow": flow_grid(seen[-1], now_HW)}
-        frame_error = float("nan")
-        if self.model is not None:
+            return Measurement(disturbed=True)
+        return self._measure(seen, now_HW, grey_HW, difference) if len(seen) == FRAMES else Measurement()
+
+    def _measure(
+        self, seen: list[NDArray[np.uint8]], now_HW: NDArray[np.uint8], grey_HW: NDArray[np.uint8], difference: Grid
+    ) -> Measurement:
+        grids, frame_error, features_NC = {"difference": difference}, float("nan"), None
+        moves = bool((difference > MOVING_LEVELS).any())
+        values = {"difference": highest(difference)}
+        if "flow" in self.streams:
+            grids["flow"] = flow_grid(seen[-1], now_HW)
+            values["flow"] = mean_of_highest(grids["flow"])
+        if self.collect or "appearance" in self.streams:
+            features_hwC, moving_hw = self._looks(grey_HW, difference)
+            features_NC = features_hwC[moving_hw] if self.collect else None
+            if self.normal is not None:
+                away_hw = np.zeros(moving_hw.shape, np.float32)
+                away_hw[moving_hw] = self.normal.distance(features_hwC[moving_hw])
+                grids["appearance"], values["appearance"] = (
+                    _to_boxes(away_hw, difference.shape),
+                    mean_of_highest(away_hw),
+                )
+        if "prediction" in self.streams:
             error_HW = self._prediction_error(seen, now_HW)
-            grids["prediction"] = box_means(error_HW)
-            frame_error = float(error_HW.mean())
-        values = {name: float(np.log(POOLS[name](grid) + _FLOOR)) for name, grid in grids.items()}
-        return Measurement(values, grids, frame_error)
+            grids["prediction"], frame_error = box_means(error_HW), float(error_HW.mean())
+            values["prediction"] = highest(grids["prediction"])
+        logarithms = {name: float(np.log(value + _FLOOR)) for name, value in values.items()}
+        return Measurement(logarithms, grids, moves, frame_error, features_NC)
+
+    @torch.inference_mode()
+    def _looks(self, grey_HW: NDArray[np.uint8], difference: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """What the encoder sees at every place, (h, w, C), and which places move."""
+        encoder = cast("AppearanceEncoder", cast("MemoryOutNet", self.model).encoder)
+        features_hwC = smoothed(encoder(looked_at(grey_HW).to(self.device, self.dtype)))
+        size_hw = working_size(grey_HW.shape)
+        rows, columns = (nearest(n, m) for n, m in zip(size_hw, features_hwC.shape[:2], strict=True))
+        return features_hwC, spread(difference, size_hw)[rows][:, columns] > MOVING_LEVELS
 
     @torch.inference_mode()
     def _prediction_error(self, seen: list[NDArray[np.uint8]], now_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
         frames_1THW = torch.from_numpy(np.stack(seen)).to(self.device)[None].float() / 127.5 - 1
-        assert self.model is not None
-        expected_HW = self.model(frames_1THW.to(self.dtype)).frame_B1HW[0, 0].float().cpu().numpy()
+        model = cast("MemoryOutNet", self.model)
+        expected_HW = model(frames_1THW.to(self.dtype)).frame_B1HW[0, 0].float().cpu().numpy()
         difference_HW = 127.5 * (expected_HW + 1) - now_HW
         return np.asarray(difference_HW * difference_HW, np.float32)
 
 
 def logarithm(grid: Grid) -> Grid:
     """Of the boxes, on the scale of `Measurement.values`."""
-    return np.log(grid + np.float32(_FLOOR))
+    return np.asarray(np.log(grid + np.float32(_FLOOR)), np.float32)
 
 
-def spread(grid: Grid, size_hw: tuple[int, int], stride_px: int) -> NDArray[np.float32]:
+def spread(grid: Grid, size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """Values at the boxes' centres to every pixel of the working size, linear between them: (h, w) -> (H, W)."""
-    to_grid = np.array([[1 / stride_px, 0, -1], [0, 1 / stride_px, -1]])
+    to_grid = np.array([[1 / BOX_STRIDE_PX, 0, -1], [0, 1 / BOX_STRIDE_PX, -1]])
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     spread_HW = cv2.warpAffine(grid, to_grid, size_hw[::-1], None, how, cv2.BORDER_REPLICATE)
     return np.asarray(spread_HW, np.float32)
+
+
+def _to_boxes(places_hw: NDArray[np.float32], grid_hw: tuple[int, int]) -> Grid:
+    """The highest value near every box: places of the encoder to the grid of boxes."""
+    around_hw = cv2.dilate(places_hw, np.ones((3, 3), np.uint8))
+    # Boxes have their centres at 1, 2, ... strides of the working size, which ends a stride beyond the last.
+    rows, columns = ((1 + np.arange(m)) * n // (m + 1) for n, m in zip(places_hw.shape, grid_hw, strict=True))
+    return np.asarray(around_hw[rows][:, columns], np.float32)

@@ -6,31 +6,40 @@ prediction parts frames at their own speed from the same clips at twice the spee
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from moevision.checkpoint import save_model
-from moevision.datasets.video import Clip, ClipFolder, MovingCrops, read_clip
-from moevision.errors import UsageError
+from moevision.checkpoint import find_weights, load_model, save_model
+from moevision.datasets.video import Clip, ClipFolder, MovingCrops, grey_of, read_clip, resized
+from moevision.errors import InputError, UsageError, WeightsError
+from moevision.imaging.sources import open_source
 from moevision.imaging.video import read_frames
 from moevision.moe import Context
 from moevision.tasks.anomaly import losses
+from moevision.tasks.anomaly.fit import ANALYSED_FPS
 from moevision.tasks.anomaly.metrics import roc_auc
-from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutNet
+from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutConfig, MemoryOutNet
 from moevision.tasks.anomaly.motion import box_means, highest, working_size
+from moevision.tasks.anomaly.streams import EARLY
 from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
 
 _LOG = logging.getLogger(__name__)
 CROP_PX, BATCH = 96, 16
 HOLD_OUT_EVERY = 5
+MOST_FRAMES = 20_000  # in memory while fine-tuning: 1.1 GB
+FINE_TUNING_RATE = 5e-4
 # Of the losses of the frame. An error of a few grey levels is a thousandth in these units, and the gradient of the load
 # balance would drown it.
 FRAME_WEIGHT = 100.0
@@ -52,7 +61,8 @@ class _Batches(Dataset[Tensor]):
 
 def train(
     data: Path, out: Path, *, preset: str = "small", seed: int = 0, steps: int = 4000, resume: bool = False,
-    learning_rate: float = 1e-3, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+    learning_rate: float = 2e-3, encoder: str | Path = "anomaly-ped2", workers: int = 1,
+    say: Callable[[str], None] = _LOG.info,
 ) -> Path:  # fmt: skip
     """Train and write `out/model.safetensors`; returns its path.
 
@@ -64,16 +74,20 @@ def train(
         steps: optimiser steps.
         resume: continue an interrupted run exactly.
         learning_rate: peak of the schedule.
+        encoder: weights whose frozen appearance encoder is taken over, a shipped name or a file.
         workers: data processes.
         say: receives progress lines.
 
     Raises:
-        UsageError: missing data, unknown preset, unfit run folder. InputError: a clip cannot be read.
+        UsageError: missing data, unknown preset, unfit run folder. InputError: a clip cannot be read. WeightsError: no
+            encoder in those weights.
     """
     if preset not in PRESETS:
         raise UsageError(f"{preset}: no such preset; choose from {', '.join(PRESETS)}")
     torch.manual_seed(seed)
     net = MemoryOutNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if net.encoder is not None:
+        net.encoder.load_state_dict(_encoder_state(encoder))
     say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
     loop = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, warmup_steps=200, validate_every=500)
     average = optimise(net, read_training_clips(data), loop, out, resume=resume, workers=workers, say=say)
@@ -82,6 +96,75 @@ def train(
     save_model(average, path, task="anomaly", training=training)
     draw_curves(out)
     return path
+
+
+def fine_tune(
+    sources: Sequence[str], model: str, weights: Path, *, steps: int, seed: int = 0, fps: float = 25.0,
+    say: Callable[[str], None] = _LOG.info,
+) -> list[str]:  # fmt: skip
+    """Go on training shipped weights on one camera's normal footage.
+
+    Args:
+        sources: recordings, see `imaging.sources.open_source`; the last fifth, at least one, is not learned from.
+        model: what to begin with.
+        weights: the .safetensors file to write.
+        steps: optimiser steps.
+        seed: of the draws.
+        fps: frames a second of folders of pictures.
+        say: receives progress lines.
+
+    Returns:
+        The recordings not learned from: calibrate on these.
+
+    Raises:
+        UsageError: fewer than two recordings. InputError: one cannot be read, is live or too short. WeightsError: the
+            weights cannot be loaded.
+    """
+    if len(sources) < 2:
+        raise UsageError("--fine-tune needs at least two recordings: one is kept to calibrate on")
+    count = max(1, len(sources) // HOLD_OUT_EVERY)
+    learned, kept = list(sources[:-count]), list(sources[-count:])
+    clips = {text: _read_recording(text, fps, MOST_FRAMES // len(learned)) for text in learned}
+    net = cast("MemoryOutNet", load_model(model, _build).model)
+    never, warmup = steps + 1, min(200, steps // 5)
+    loop = LoopConfig(steps, FINE_TUNING_RATE, warmup_steps=warmup, validate_every=never, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        average = optimise(net, clips, loop, Path(folder) / "run", say=say)
+    save_model(average, weights, task="anomaly", training={"from": model, "steps": steps, "seed": seed})
+    return kept
+
+
+def _build(task: str, config: dict[str, Any]) -> nn.Module:
+    if task != "anomaly":
+        raise ValueError(f"{task} weights cannot be trained on video")
+    return MemoryOutNet(MemoryOutConfig.from_dict(config))
+
+
+def _read_recording(text: str, fps: float, most: int) -> Clip:
+    """Grey frames at the working size, at most as many a second as are analysed."""
+    frames: list[Clip] = []
+    last_s = -math.inf
+    with open_source(text, fps=fps) as source:
+        if source.is_live:
+            raise InputError(f"{text}: is live; record some footage first")
+        size_hw = working_size(source.size_hw)
+        for frame in source:
+            if (frame.time_s - last_s) * ANALYSED_FPS >= EARLY:
+                frames.append(resized(grey_of(frame.pixels_HWC), size_hw))
+                last_s = frame.time_s
+            if len(frames) == most:
+                break
+    return np.stack(frames)
+
+
+def _encoder_state(name_or_path: str | Path) -> dict[str, Tensor]:
+    """Of weights that hold an encoder, or of one alone."""
+    path, _ = find_weights(name_or_path)
+    tensors = load_file(path)
+    own = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+    if not (own or "stem.weight" in tensors):
+        raise WeightsError(f"{path}: holds no appearance encoder; choose other weights")
+    return own or tensors
 
 
 def read_training_clips(data: Path) -> dict[str, Clip]:

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moevision.errors import InputError, UsageError
+from moevision.errors import InputError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,7 +176,8 @@ def anomaly_detector(
     """The detector that the command and the API run, and its threshold.
 
     Args:
-        model: name or .safetensors path; None = the one that the site's calibration names.
+        model: name or .safetensors path; None = the one that the site's calibration names; "none" = a calibration that
+            was made without one.
         site: calibration of `anomaly-fit`; None = the one that is shipped with the model.
         device, precision: as for `restore`.
         false_alarms_per_hour: what the threshold is to give on normal footage.
@@ -184,7 +185,8 @@ def anomaly_detector(
 
     Raises:
         InputError: the calibration cannot be read or was made with another model. UsageError: a threshold that
-            the calibration cannot give, weights of another task. WeightsError: weights cannot be loaded.
+            the calibration cannot give, no model and no site, weights of another task. WeightsError: weights cannot be
+            loaded.
     """
     from moevision.checkpoint import file_sha256, find_weights
     from moevision.devices import pick_device, pick_precision
@@ -194,10 +196,16 @@ def anomaly_detector(
     calibration = SiteCalibration.read(_site_file(model or ANOMALY_MODEL) if site is None else Path(site))
     torch_device = pick_device(device)
     descriptor = None
+    if model is not None and (str(model) == "none") != (not calibration.model):
+        made = f"with the model {calibration.model}" if calibration.model else "without a model"
+        raise InputError(f"{site or model}: the calibration was made {made}; leave out --model {model}")
     if calibration.model:
         model = _model_of(calibration, model, site)
         if file_sha256(find_weights(model)[0]) != calibration.model_sha256:
-            raise InputError(f"{site or model}: the calibration was made with other weights; fit it anew")
+            raise InputError(
+                f"{site or model}: the calibration was made with other weights than {model}; name those with --model, or "
+                "make another with moevision anomaly-fit"
+            )
         descriptor = _load_for("anomaly", model, device)
     detector = AnomalyDetector(
         calibration, descriptor, device=torch_device, dtype=pick_precision(torch_device, precision)
@@ -219,7 +227,8 @@ def detect(
         source: a video file, a folder of pictures, `camera:0`, or an address that PyAV reads.
         site: what is normal there, from `moevision anomaly-fit`; None = the camera that the model was trained on.
         model: name or .safetensors path; None = the one that the calibration names.
-        output: folder for scores.csv, events.json, heat.mp4 and scores.png; None = none of them.
+        output: folder for scores.csv, events.json, heat.mp4 and scores.png, which replace files of these names; None =
+            none of them.
         device, precision: as for `restore`.
         false_alarms_per_hour, p_value: see `anomaly_detector`.
         fps: frames a second of a folder of pictures.
@@ -253,7 +262,12 @@ def _site_file(model: str | PathLike[str]) -> Path:
     """The calibration that is shipped with, or lies beside, a model's weights."""
     from moevision.checkpoint import find_weights
 
-    return find_weights(str(model))[0].with_suffix(".site.json")
+    if str(model) == "none":
+        raise UsageError("--model none: has no calibration of its own; name one of moevision anomaly-fit with --site")
+    path = find_weights(str(model))[0].with_suffix(".site.json")
+    if not path.exists():
+        raise InputError(f"{model}: has no calibration ({path.name}) beside it; name one with --site")
+    return path
 
 
 def _model_of(
@@ -262,8 +276,12 @@ def _model_of(
     """What the caller named; else the calibration's model, beside it if it is a file of its own."""
     if model is not None:
         return str(model)
-    beside = Path(site).with_name(calibration.model) if site is not None else Path(calibration.model)
-    return beside if beside.suffix == ".safetensors" and beside.exists() else calibration.model
+    if Path(calibration.model).suffix != ".safetensors" or site is None:
+        return calibration.model
+    beside = Path(site).parent / Path(calibration.model).name
+    if not beside.exists():
+        raise WeightsError(f"{beside}: no such file, but {site} was made with it; name the weights with --model")
+    return beside
 
 
 _CACHE: dict[tuple[Any, ...], Any] = {}

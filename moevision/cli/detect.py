@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,24 +14,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moevision.cli import common
-from moevision.errors import InputError, MoevisionError, UsageError
+from moevision.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from moevision.checkpoint import ModelDescriptor
     from moevision.imaging.sources import VideoSource
     from moevision.tasks.anomaly.predict import Detection, Scored
 
-_COMPUTING = "Computing"
+_COMPUTING, _OUTPUT = "Computing", "Output"
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _Sources = Annotated[
     list[str],
     typer.Argument(
         help="Video files, folders of pictures, camera:0, or addresses such as rtsp://...", show_default=False
     ),
 ]
+_Recordings = Annotated[
+    list[str],
+    typer.Argument(help="What one camera recorded: video files or folders of pictures.", show_default=False),
+]
+_Folder = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder for what is found; made if it is missing.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 _Site = Annotated[
     Path | None,
     typer.Option(
         "--site",
-        help="What is normal there, from 'moevision anomaly-fit'; without it, the camera of the shipped model.",
+        help="What is normal there, a file of 'moevision anomaly-fit'; without it, what is normal at the camera that "
+        "the model was trained on.",
         show_default=False,
         rich_help_panel=_COMPUTING,
     ),
@@ -38,7 +57,8 @@ _OwnModel = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A name from 'moevision models' or a .safetensors file; the calibration knows its own.",
+        help="A name from 'moevision models' or a .safetensors file; only needed if the calibration's own does not lie "
+        "beside it.",
         show_default=False,
         rich_help_panel=_COMPUTING,
     ),
@@ -46,35 +66,43 @@ _OwnModel = Annotated[
 _FalseAlarms = Annotated[
     float,
     typer.Option(
-        "--false-alarms-per-hour", help="What the threshold is to give on normal footage.", rich_help_panel=_COMPUTING
+        "--false-alarms-per-hour",
+        help="Sets the threshold: how many alarms normal footage may give.",
+        rich_help_panel=_COMPUTING,
     ),
 ]
 _PValue = Annotated[
     float | None,
     typer.Option(
         "--p-value",
-        help="Share of normal frames above the threshold, instead of a rate of alarms.",
+        help="Sets the threshold by the share of normal frames above it instead, such as 0.001.",
         show_default=False,
         rich_help_panel=_COMPUTING,
     ),
 ]
-_Outputs = Annotated[
-    str, typer.Option("--outputs", help="Of scores,events,heat,plot those to write.", rich_help_panel="Output")
+_Outputs = Annotated[str, typer.Option("--outputs", help="What to write, a list.", rich_help_panel=_OUTPUT)]
+_OnExists = Annotated[
+    str, typer.Option("--on-exists", help="If an output exists: fail or overwrite.", rich_help_panel=_OUTPUT)
 ]
 _Fps = Annotated[
-    float, typer.Option("--fps", min=0.01, help="Frames a second of a folder of pictures.", rich_help_panel=_COMPUTING)
+    float,
+    typer.Option("--fps", min=0.01, help="Frames a second of folders of pictures.", rich_help_panel=_COMPUTING),
 ]
 _Duration = Annotated[
     float | None,
     typer.Option(
-        "--duration", min=0.0, help="Stop after so many seconds.", show_default=False, rich_help_panel=_COMPUTING
+        "--duration",
+        min=0.001,
+        help="Stop after so many seconds of every source.",
+        show_default=False,
+        rich_help_panel=_COMPUTING,
     ),
 ]
 
 
 def detect(
     sources: _Sources,
-    output: common.Output,
+    output: _Folder,
     site: _Site = None,
     model: _OwnModel = None,
     device: common.Device = "auto",
@@ -84,7 +112,7 @@ def detect(
     outputs: _Outputs = "scores,events,heat,plot",
     fps: _Fps = 25.0,
     duration: _Duration = None,
-    on_exists: common.OnExists = "fail",
+    on_exists: _OnExists = "fail",
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     debug: common.Debug = False,
@@ -92,18 +120,19 @@ def detect(
 ) -> None:
     """Find what does not belong in a surveillance video, from files or live.
 
-    Writes scores.csv, events.json, heat.mp4 and scores.png to the output folder; of several sources each to a folder of
-    its own. Events are printed as they end. A source that cannot be read does not stop the others; the exit code then
-    is 3.
+    Writes scores.csv, events.json, heat.mp4 and scores.png (the plot) to the output folder; of several sources each to
+    a folder of its own in there. Events are printed as they end. A source that cannot be read does not stop the others;
+    the exit code then is 3. Ctrl-C ends the source that is being read, and what was found until then is written.
     """
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
     from moevision.api import anomaly_detector
     from moevision.imaging.sources import open_source
-    from moevision.tasks.anomaly.outputs import DetectionWriter
+    from moevision.tasks.anomaly.outputs import FILE_NAMES, DetectionWriter, parse_outputs
     from moevision.tasks.anomaly.predict import detect as run
 
-    wanted: Any = tuple(name.strip() for name in outputs.split(",") if name.strip())
-    folders = _folders(sources, output, on_exists)
+    wanted = parse_outputs(outputs)
+    overwrite = _overwrites(on_exists)
+    folders = _folders(sources, output, [FILE_NAMES[name] for name in wanted], overwrite=overwrite)
     detector, threshold = anomaly_detector(
         model=model, site=site, device=device, precision=precision, false_alarms_per_hour=false_alarms_per_hour,
         p_value=p_value,
@@ -117,6 +146,8 @@ def detect(
     for text, folder in zip(sources, folders, strict=True):
         try:
             with open_source(text, fps=fps) as source, _stop_at_interrupt(source) as interrupted:
+                if source.is_live and duration is None and text != sources[-1]:
+                    raise UsageError(f"{source.name}: is live, what is named after it would wait; name it alone")
                 with DetectionWriter.for_source(folder, source, detector.site, threshold, wanted) as writer:
                     found = run(
                         source, detector, threshold, writer, keep_scores=False, duration_s=duration,
@@ -124,6 +155,8 @@ def detect(
                     )  # fmt: skip
                 _summarise(source, found, writer.frames, quiet=quiet)
             if interrupted:
+                if not quiet:
+                    common.say("interrupted; what was found until then is written")
                 raise typer.Exit(130)
         except InputError as error:
             failed += 1
@@ -133,48 +166,58 @@ def detect(
 
 
 def anomaly_fit(
-    sources: _Sources,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The calibration, a .json file.", show_default=False)],
+    sources: _Recordings,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The calibration to write, a .json file.", show_default=False)
+    ],
     model: Annotated[
-        str, typer.Option("--model", help="A name from 'moevision models', a .safetensors file, or none.")
+        str,
+        typer.Option(
+            "--model",
+            help="A name from 'moevision models', a .safetensors file, or none: then only what moves, and how fast, "
+            "counts.",
+        ),
     ] = "anomaly-ped2",
     fine_tune: Annotated[
         int,
         typer.Option(
             "--fine-tune",
             min=0,
-            help="Steps to train the network on four fifths of the footage first; it is written beside the output.",
+            help="Steps to train the network for this camera first, on four fifths of the recordings; 0 = not at all. "
+            "It is written beside the calibration.",
         ),
     ] = 0,
     fps: _Fps = 25.0,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
     seed: common.Seed = 0,
-    on_exists: common.OnExists = "fail",
+    on_exists: _OnExists = "fail",
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     debug: common.Debug = False,
     config: common.Config = None,
 ) -> None:
-    """Learn what is normal at one camera from its footage of ordinary days; an hour is good, minutes are a start."""
+    """Learn what is normal at one camera from its recordings of ordinary days: for 'moevision detect --site'.
+
+    An hour of footage is good, minutes are a start: the threshold's interval tells. Nothing unusual may be in it.
+    """
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
-    from moevision.api import load
     from moevision.checkpoint import file_sha256, find_weights
     from moevision.devices import pick_device, pick_precision
     from moevision.imaging.sources import open_source
     from moevision.tasks.anomaly.fit import fit_site
 
-    if output.exists() and on_exists != "overwrite":
-        raise UsageError(f"{output}: exists already; choose another name or --on-exists overwrite")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output.parent}: no such folder; make it first")
+    overwrite = _overwrites(on_exists)
+    weights = output.with_suffix(".safetensors")
+    _check_place(output, [output, weights] if fine_tune else [output], overwrite=overwrite)
     say = common.logger.debug if quiet else common.say
     if fine_tune:
-        model, sources = _fine_tuned(sources, model, output, fine_tune, seed, fps)
+        sources = _fine_tuned(sources, model, weights, steps=fine_tune, seed=seed, fps=fps, say=say)
+        model = str(weights)
     descriptor, name, sha256 = None, "", ""
     if model != "none":
         path, entry = find_weights(model)
-        descriptor, sha256 = load(model, device=device), file_sha256(path)
+        descriptor, sha256 = _network(model, device), file_sha256(path)
         name = entry["name"] if entry else path.name
     torch_device = pick_device(device)
     site = fit_site(
@@ -191,29 +234,62 @@ def anomaly_fit(
         )
 
 
-def _folders(sources: list[str], output: Path, on_exists: str) -> list[Path]:
-    """One output folder a source, refused before any work where it is taken."""
-    if len(sources) == 1:
-        folders = [output]
-    else:
-        from moevision.imaging.sources import shown_address
+def _overwrites(on_exists: str) -> bool:
+    if on_exists not in ("fail", "overwrite"):
+        raise UsageError(f"--on-exists {on_exists}: use fail or overwrite")
+    return on_exists == "overwrite"
 
-        stems = [Path(shown_address(text).rstrip("/")).stem.replace(":", "-") or "source" for text in sources]
-        folders = [output / stem for stem in stems]
-        if doubled := sorted({stem for stem in stems if stems.count(stem) > 1}):
-            raise UsageError(f"-o {output}: several sources are called {doubled[0]}; give them folders of their own")
-    for folder in folders:
+
+def _folders(sources: list[str], output: Path, names: Collection[str], *, overwrite: bool) -> list[Path]:
+    """One output folder a source, refused before any work where it is taken or where it would change a source."""
+    folders = [output]
+    if len(sources) > 1:
+        called = [_called(text) for text in sources]
+        folders = [output / name for name in called]
+        folded = [name.casefold() for name in called]  # some file systems do not tell A from a
+        if doubled := sorted({name for name in folded if folded.count(name) > 1}):
+            raise UsageError(f"-o {output}: several sources are called {doubled[0]}; detect them one by one")
+    inputs = {os.path.realpath(text) for text in sources}
+    for folder in (output, *folders):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"-o {folder}: not a folder; name a folder")
-        taken = [name for name in ("scores.csv", "events.json", "heat.mp4", "scores.png") if (folder / name).exists()]
-        if taken and on_exists != "overwrite":
+        if inputs & {os.path.realpath(path) for path in (folder, *(folder / name for name in names))}:
+            raise UsageError(f"-o {folder}: a source would be changed; name another folder")
+        taken = [name for name in names if folder in folders and (folder / name).exists()]
+        if taken and not overwrite:
             raise UsageError(f"{folder / taken[0]}: exists already; choose another folder or --on-exists overwrite")
     return folders
 
 
+def _called(text: str) -> str:
+    """What the folder of one source of several is called: the file's stem, the folder's name, the address."""
+    from moevision.imaging.sources import shown_address
+
+    if "://" in text or text.startswith("camera:"):
+        address = shown_address(text) if "://" in text else text
+        name = re.sub(r"[^\w.]+", "-", address.removeprefix("file://"))[-100:]
+    else:
+        path = Path(os.path.abspath(text))
+        name = path.name if path.is_dir() else path.stem
+    return name.strip("-.") or "source"
+
+
+def _check_place(output: Path, files: Collection[Path], *, overwrite: bool) -> None:
+    """Refuse, before any work, a calibration that cannot be written there."""
+    if output.suffix.lower() != ".json":
+        raise UsageError(f"-o {output}: name a .json file")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder; make it first")
+    for path in files:
+        if path.is_dir():
+            raise UsageError(f"{path}: a folder has that name; choose another")
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path}: exists already; choose another name for -o or --on-exists overwrite")
+
+
 @contextlib.contextmanager
 def _stop_at_interrupt(source: VideoSource) -> Iterator[list[int]]:
-    """While it lasts, an interrupt ends the source, so that what was found is written; the list then is not empty."""
+    """While it lasts, a signal to stop ends the source, so that what was found is written; it is noted in the list."""
     interrupted: list[int] = []
 
     def stop(number: int, _: object) -> None:
@@ -222,15 +298,20 @@ def _stop_at_interrupt(source: VideoSource) -> Iterator[list[int]]:
         interrupted.append(number)
         source.close()
 
-    before = signal.signal(signal.SIGINT, stop)
+    # Who started us with a signal ignored, as nohup does, means it.
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, stop)) for number in numbers]
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _say_event(name: str) -> Any:
     from moevision.tasks.anomaly.outputs import time_text
+
+    shown = common.one_line(name)
 
     def say(scored: Scored) -> None:
         if (event := scored.ended) is not None:
@@ -239,7 +320,7 @@ def _say_event(name: str) -> Any:
                 left, top, right, bottom, _ = event.boxes[0]
                 where = f", at {left},{top} to {right},{bottom}"
             typer.echo(
-                f"{name}: {time_text(event.start_s)} to {time_text(event.end_s)}, score {event.peak_score:.2f}{where}"
+                f"{shown}: {time_text(event.start_s)} to {time_text(event.end_s)}, score {event.peak_score:.2f}{where}"
             )
 
     return say
@@ -248,25 +329,38 @@ def _say_event(name: str) -> Any:
 def _summarise(source: VideoSource, found: Detection, frames: int, *, quiet: bool) -> None:
     if quiet:
         return
-    parts = [f"{frames} frames", f"{len(found.events)} events"]
+    parts = [_counted(frames, "frame"), _counted(len(found.events), "event")]
     counts = {"dropped": source.dropped, "reconnects": source.reconnects, "disturbed": found.disturbed}
-    common.say(f"{source.name}: " + ", ".join(parts + [f"{n} {what}" for what, n in counts.items() if n]))
+    line = ", ".join(parts + [f"{n} {what}" for what, n in counts.items() if n])
+    common.say(f"{common.one_line(source.name)}: {line}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _network(model: str, device: str) -> ModelDescriptor:
+    from moevision.api import load
+
+    descriptor = load(model, device=device)
+    if descriptor.task != "anomaly":
+        raise UsageError(f"{model}: a {descriptor.task} model; choose an anomaly model from `moevision models`")
+    return descriptor
 
 
 def _fine_tuned(
-    sources: list[str], model: str, output: Path, steps: int, seed: int, fps: float
-) -> tuple[str, list[str]]:
-    """Weights trained on four fifths of the clips, and the clips that are left to calibrate on."""
+    sources: list[str], model: str, weights: Path, *, steps: int, seed: int, fps: float, say: Callable[[str], None]
+) -> list[str]:
+    """Train on four fifths of the recordings and write the weights; returns those that are left to calibrate on."""
     from moevision.tasks.anomaly.train import fine_tune
 
     if model == "none":
         raise UsageError("--fine-tune needs a network; leave out --model none")
-    weights = output.with_suffix(".safetensors")
-    if weights.exists():
-        raise UsageError(f"{weights}: exists already; move it away or choose another name for -o")
+    _network(model, "cpu")  # other weights are refused before the footage is read
+    part = weights.with_name(f".{weights.stem}.{os.getpid()}.part.safetensors")
     try:
-        kept = fine_tune(sources, model, weights, steps=steps, seed=seed, fps=fps, say=common.say)
-    except MoevisionError:
-        weights.unlink(missing_ok=True)
-        raise
-    return str(weights), kept
+        kept = fine_tune(sources, model, part, steps=steps, seed=seed, fps=fps, say=say)
+        os.replace(part, weights)
+    finally:
+        part.unlink(missing_ok=True)
+    return kept

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moevision.backbone.rows import BAND_BYTES, by_rows
 from moevision.errors import InputError
 
 LOOK_PX = 540  # longer side of what the encoder sees, so that a person of 30 px in a frame of 360 has details
@@ -29,6 +30,8 @@ _LEAST_BOXES = 200
 # Expansion, channels, kernel, stride of the inverted residual blocks (EfficientNet-Lite0, up to stride 8).
 _BLOCKS = ((1, 16, 3, 1), (6, 24, 3, 2), (6, 24, 3, 1), (6, CHANNELS, 5, 2), (6, CHANNELS, 5, 1))
 _STEM = 32
+_BAND_BLOCKS, _BAND_STRIDE, _BAND_HALO = 3, 4, 3  # blocks, their stride, rows they see beyond their own, at that stride
+_BAND_WIDER = 16  # bytes on the way to one byte of the picture
 
 
 class AppearanceEncoder(nn.Module):
@@ -36,7 +39,7 @@ class AppearanceEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _SameConv(3, _STEM, 3, 2)
+        self.stem = _SameConv(1, _STEM, 3, 2)  # of three equal channels, their weights added up
         channels = _STEM
         blocks = []
         for expansion, out, kernel, stride in _BLOCKS:
@@ -47,9 +50,21 @@ class AppearanceEncoder(nn.Module):
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1], H and W multiples of 8 -> (B, CHANNELS, H / 8, W / 8)."""
-        x = ((127.5 * x_B1HW + 0.5) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x))
-        for block in self.blocks:
+        batch, _, height, width = x_B1HW.shape
+        # The first steps are wide and short of arithmetic: in bands of rows they stay in the cache.
+        rows = x_B1HW.new_empty(batch, 0, height // _BAND_STRIDE, width // _BAND_STRIDE)
+        x = by_rows(
+            lambda _, part: self._first(part), [rows, x_B1HW], halo=_BAND_HALO, strides=[1, _BAND_STRIDE],
+            band_bytes=BAND_BYTES // _BAND_WIDER,
+        )  # fmt: skip
+        for block in self.blocks[_BAND_BLOCKS:]:
+            x = block(x)
+        return x
+
+    def _first(self, x_B1HW: Tensor) -> Tensor:
+        """The part that is done in bands: (B, 1, H, W) -> (B, C, H / 4, W / 4)."""
+        x = F.relu6(self.stem((127.5 * x_B1HW + 0.5) / 128).contiguous(memory_format=torch.channels_last))
+        for block in self.blocks[:_BAND_BLOCKS]:
             x = block(x)
         return x
 

@@ -21,7 +21,7 @@ from moevision.errors import UsageError
 from moevision.imaging.sources import open_source
 from moevision.tasks.anomaly.calibration import SiteCalibration, Statistics, calibrate
 from moevision.tasks.anomaly.detector import boxes_of
-from moevision.tasks.anomaly.fit import fit_site, measure
+from moevision.tasks.anomaly.fit import MOTION, fit_site, measure
 from moevision.tasks.anomaly.localisation import pointing_game, rbdc_tbdc
 from moevision.tasks.anomaly.metrics import (
     ClipScores,
@@ -75,11 +75,11 @@ def evaluate(
     def measured(paths: Sequence[Path], analyser: FrameAnalyser) -> list[list[Measurement]]:
         return [_measure(path, analyser) for path in paths]
 
-    normal = measured(train, FrameAnalyser(None, streams=("difference", "flow")))
+    normal = measured(train, FrameAnalyser(None, streams=MOTION))
     common: dict[str, Any] = {"model": "", "model_sha256": "", "source_size_hw": source_hw, "fps": fps}
     baselines = {
         "frame_difference": calibrate(normal, streams=("difference",), **common),
-        "mb": calibrate(normal, streams=("difference", "flow"), **common),
+        "mb": calibrate(normal, streams=MOTION, **common),
     }
     clips = dict(
         zip(

@@ -17,6 +17,10 @@ from moevision.tasks.anomaly.model import MemoryOutNet
 from moevision.tasks.anomaly.streams import FrameAnalyser, Measurement
 
 ANALYSED_FPS = 12.5  # at most: what moves at more frames a second moves too little from one to the next
+# Fast, strange to look at, not as expected. The difference of frames is the error of expecting the last one again:
+# beside the prediction it would say the same twice.
+PRODUCT = ("flow", "appearance", "prediction")
+MOTION = ("difference", "flow")  # MB: what is left without a network
 _CHUNK = 25  # frames whose features are summed up together
 _PARTS = 5  # of a single clip
 _Open = Callable[[], VideoSource]
@@ -57,8 +61,10 @@ def fit_site(
     for number, open_clip in enumerate(clips):
         measured.append(list(_measured(open_clip, analyser, None if normals is None else normals[number])))
         say(f"clip {number + 1} of {len(clips)}: {sum(m.moves for m in measured[-1])} frames in which something moves")
+    streams = [s for s in PRODUCT if s != "appearance" or normal is not None] if network is not None else MOTION
     return calibrate(
-        measured, model=model, model_sha256=model_sha256, source_size_hw=size_hw, fps=fps, normal=normal
+        measured, model=model, model_sha256=model_sha256, source_size_hw=size_hw, fps=fps, streams=streams,
+        normal=normal,
     )  # fmt: skip
 
 

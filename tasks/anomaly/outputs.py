@@ -29,20 +29,36 @@ from moevision.tasks.anomaly.scores import FrameScore
 
 __all__ = [
     "ALL_OUTPUTS",
+    "FILE_NAMES",
     "Curve",
     "DetectionWriter",
     "Output",
     "draw_overlay",
     "draw_plot",
     "events_as_json",
+    "parse_outputs",
     "time_text",
 ]
 
 Output = Literal["scores", "events", "heat", "plot"]
 ALL_OUTPUTS: tuple[Output, ...] = get_args(Output)
 
-_NAMES: dict[Output, str] = {"scores": "scores.csv", "events": "events.json", "heat": "heat.mp4", "plot": "scores.png"}
+FILE_NAMES: dict[Output, str] = {
+    "scores": "scores.csv",
+    "events": "events.json",
+    "heat": "heat.mp4",
+    "plot": "scores.png",
+}
 _FLUSH_ROWS = 25  # about a second: who follows a live source in its part file sees it grow
+
+
+def parse_outputs(text: str) -> tuple[Output, ...]:
+    """`heat, scores` -> ("scores", "heat"). Raises UsageError for an unknown name, and where none is left."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    _check(names)
+    if not names:
+        raise UsageError(f"--outputs names nothing to write; use some of {', '.join(ALL_OUTPUTS)}")
+    return tuple(output for output in ALL_OUTPUTS if output in names)
 
 
 class DetectionWriter:
@@ -81,9 +97,7 @@ class DetectionWriter:
         outputs: Collection[Output] = ALL_OUTPUTS,
         facts: Mapping[str, JSON] | None = None,
     ) -> None:
-        unknown = sorted(set(outputs) - set(ALL_OUTPUTS))
-        if unknown:
-            raise UsageError(f"unknown output {unknown[0]}; use {', '.join(ALL_OUTPUTS)}")
+        _check(outputs)
         self.folder, self.outputs = Path(folder), frozenset(outputs)
         self.frames = 0
         self.events: list[Event] = []
@@ -126,12 +140,12 @@ class DetectionWriter:
             part = tempfile.TemporaryDirectory(prefix="unfinished-", dir=self.folder, ignore_cleanup_errors=True)
             self._part = Path(stack.enter_context(part))
             if "scores" in self.outputs:
-                path = self._part / _NAMES["scores"]
+                path = self._part / FILE_NAMES["scores"]
                 self._table = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
                 self._row("frame", "time_s", "score", "raw", *self._streams, "alarm", "disturbed")
             if "heat" in self.outputs:
                 rate = Fraction(self._fps or 25).limit_denominator(1001)
-                self._video = VideoWriter(self._part / _NAMES["heat"], rate, self._sound_from)
+                self._video = VideoWriter(self._part / FILE_NAMES["heat"], rate, self._sound_from)
             self._cleaning = stack.pop_all()
         return self
 
@@ -188,13 +202,13 @@ class DetectionWriter:
                 facts={"frames": self.frames, **self.facts},
             )
             text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            atomic_write_text(self._part / _NAMES["events"], text)
+            atomic_write_text(self._part / FILE_NAMES["events"], text)
         if "plot" in self.outputs:
             times_s, scores = self._curve.points()
             plot_HWC = draw_plot(times_s, scores, self._threshold, self.events, title=self._source)
-            write_picture(picture_from_array(plot_HWC), self._part / _NAMES["plot"], on_exists="overwrite")
+            write_picture(picture_from_array(plot_HWC), self._part / FILE_NAMES["plot"], on_exists="overwrite")
         for output in ALL_OUTPUTS:
-            part = self._part / _NAMES[output]
+            part = self._part / FILE_NAMES[output]
             if part.exists():  # a source without frames has no video
                 os.replace(part, self.folder / part.name)
 
@@ -265,6 +279,11 @@ def _event_as_json(event: Event) -> dict[str, JSON]:
     boxes = [{key: as_json(value) for key, value in box._asdict().items()} for box in event.boxes]
     fields = {key: as_json(value) for key, value in vars(event).items() if key != "boxes"}
     return {**times, **fields, "boxes": as_json(boxes)}
+
+
+def _check(outputs: Collection[str]) -> None:
+    if unknown := sorted(set(outputs) - set(ALL_OUTPUTS)):
+        raise UsageError(f"unknown output {unknown[0]}; use {', '.join(ALL_OUTPUTS)}")
 
 
 def _higher(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

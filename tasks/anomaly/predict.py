@@ -1,10 +1,10 @@
 """From a source of frames to scores, events and files: what `moevision detect` and `moevision.detect` run."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from moevision.errors import InputError
+from moevision.errors import InputError, UsageError
 from moevision.imaging.sources import VideoSource
 from moevision.imaging.video import Frame
 from moevision.tasks.anomaly.calibration import Threshold
@@ -45,12 +45,16 @@ class Detection:
     disturbed: int = 0
 
 
-def scored_frames(source: VideoSource, detector: AnomalyDetector, threshold: Threshold) -> Iterator[Scored]:
+def scored_frames(
+    source: VideoSource, detector: AnomalyDetector, threshold: Threshold, duration_s: float | None = None
+) -> Iterator[Scored]:
     """Every frame of the source with its score; the last one may come twice, with the event that its end ends.
 
-    Raises InputError where the source is damaged, its shape is not the calibrated one, or it has too few frames a
-    second.
+    Frames from `duration_s` on are left out. Raises InputError where the source is damaged, its shape is not the
+    calibrated one, or it has too few frames a second, UsageError for a duration that is not positive.
     """
+    if duration_s is not None and not duration_s > 0:
+        raise UsageError(f"duration is {duration_s}; use a number of seconds above 0")
     detector.check_size(source.size_hw, source.name)
     if source.fps is not None and source.fps < _LEAST_RATE * detector.site.fps:
         raise InputError(
@@ -60,10 +64,12 @@ def scored_frames(source: VideoSource, detector: AnomalyDetector, threshold: Thr
     detector.restart()
     tracker = EventTracker(threshold.value)
     last: Scored | None = None
-    for frame in source:
+    for number, frame in enumerate(source):
+        if duration_s is not None and round(frame.time_s, 6) >= duration_s:
+            break
         if source.restarted:
             detector.restart()
-        score = detector.push(frame)
+        score = replace(detector.push(frame), number=number)  # a detector counts on from source to source
         ended = tracker.push(score)
         last = Scored(frame, score, tracker.active, ended)
         yield last
@@ -85,10 +91,12 @@ def detect(
         keep_scores: off for a source that does not end.
         duration_s: stop after so much time of the source.
         say: called after every frame.
+
+    Raises as `scored_frames`.
     """
     found = Detection(threshold)
     number = -1
-    for scored in scored_frames(source, detector, threshold):
+    for scored in scored_frames(source, detector, threshold, duration_s):
         if scored.score.number != number:  # the last frame comes again with the event that its end ends
             number = scored.score.number
             found.disturbed += scored.score.disturbed
@@ -103,8 +111,6 @@ def detect(
                 writer.event(scored.ended)
         if say is not None:
             say(scored)
-        if duration_s is not None and scored.frame.time_s >= duration_s:
-            source.close()
     found.dropped = source.dropped
     if writer is not None:
         writer.facts["dropped_frames"], writer.facts["reconnects"] = source.dropped, source.reconnects

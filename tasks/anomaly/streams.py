@@ -47,7 +47,8 @@ class Measurement:
     """What one frame measures.
 
     Attributes:
-        values: by stream the logarithm of its pooled boxes; empty while too few frames were seen.
+        values: by stream the logarithm of its highest box ("difference", the field's baseline) or of the mean of its
+            five highest; empty while too few frames were seen.
         grids: by stream its boxes (h, w).
         moves: whether anything does.
         frame_error: mean squared error of the prediction in grey levels, as MemoryOut's own score has it; NaN without.
@@ -141,7 +142,7 @@ class FrameAnalyser:
         if "prediction" in self.streams:
             error_HW = self._prediction_error(seen, now_HW)
             grids["prediction"], frame_error = box_means(error_HW), float(error_HW.mean())
-            values["prediction"] = highest(grids["prediction"])
+            values["prediction"] = mean_of_highest(grids["prediction"])
         logarithms = {name: float(np.log(value + _FLOOR)) for name, value in values.items()}
         return Measurement(logarithms, grids, moves, frame_error, features_NC)
 
@@ -177,8 +178,13 @@ def spread(grid: Grid, size_hw: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _to_boxes(places_hw: NDArray[np.float32], grid_hw: tuple[int, int]) -> Grid:
-    """The highest value near every box: places of the encoder to the grid of boxes."""
+    """The highest value near every box: places of the encoder to the grid of boxes; the outermost boxes are 0.
+
+    What the frame cuts looks unusual, and the encoder has seen nothing but black beyond the edge.
+    """
     around_hw = cv2.dilate(places_hw, np.ones((3, 3), np.uint8))
     # Boxes have their centres at 1, 2, ... strides of the working size, which ends a stride beyond the last.
     rows, columns = ((1 + np.arange(m)) * n // (m + 1) for n, m in zip(places_hw.shape, grid_hw, strict=True))
-    return np.asarray(around_hw[rows][:, columns], np.float32)
+    grid = np.zeros(grid_hw, np.float32)
+    grid[1:-1, 1:-1] = around_hw[rows[1:-1]][:, columns[1:-1]]
+    return grid

@@ -203,8 +203,8 @@ def anomaly_detector(
         model = _model_of(calibration, model, site)
         if file_sha256(find_weights(model)[0]) != calibration.model_sha256:
             raise InputError(
-                f"{site or model}: the calibration was made with other weights than {model}; name those with --model, or "
-                "make another with moevision anomaly-fit"
+                f"{site or model}: the calibration was made with other weights than {model}; name those with --model "
+                "or make another with moevision anomaly-fit"
             )
         descriptor = _load_for("anomaly", model, device)
     detector = AnomalyDetector(

@@ -19,7 +19,7 @@ from moevision.tasks.anomaly import appearance
 from moevision.tasks.anomaly.appearance import FeatureSums, NormalAppearance
 from moevision.tasks.anomaly.calibration import SiteCalibration, Statistics, Threshold, calibrate
 from moevision.tasks.anomaly.detector import AnomalyDetector, boxes_of
-from moevision.tasks.anomaly.fit import fit_site, measure
+from moevision.tasks.anomaly.fit import PRODUCT, fit_site, measure
 from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutNet, Prediction
 from moevision.tasks.anomaly.predict import detect, scored_frames
 from moevision.tasks.anomaly.streams import FrameAnalyser, Measurement
@@ -426,7 +426,8 @@ def test_footage_that_cannot_be_fitted_is_refused():
 
 def test_with_an_encoder_every_clip_is_compared_with_the_others(descriptor, looking_site):
     assert (looking_site.model, looking_site.model_sha256) == ("m", "s")
-    assert set(looking_site.streams) == {"difference", "flow", "prediction", "appearance"}
+    assert set(looking_site.streams) == set(PRODUCT)
+    assert "appearance" in PRODUCT
 
     def seen(frames, **options):
         return list(measure(source(frames), FrameAnalyser(descriptor.model, fps=FPS, **options)))
@@ -670,7 +671,10 @@ def test_detection_can_end_early_and_keep_no_scores(site):
         say=said.append,
     )  # fmt: skip
     assert (found.times_s, found.scores, found.events) == ([], [], [])
-    assert [s.score.number for s in said] == list(range(11))
+    assert [s.score.number for s in said] == list(range(10))
+    for duration_s in (0.0, -1.0):
+        with pytest.raises(UsageError, match="above 0"):
+            detect(source(UNUSUAL[:5]), AnomalyDetector(site, None), Threshold(9, 9, 9, ""), duration_s=duration_s)
 
 
 def darkened():

@@ -10,10 +10,12 @@ import argparse
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from moevision.api import build_model
 from moevision.checkpoint import load_model
+from moevision.tasks.anomaly.calibration import SiteCalibration
 from moevision.tasks.fusion.metrics import METRICS
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -176,7 +178,8 @@ def main() -> None:
     entry = entry_of(options.source, options.name, options.evaluations, options.command, options.data_note)
     shutil.copyfile(options.source, WEIGHTS / entry["file"])
     if entry["task"] == "anomaly":  # what is normal where it was trained
-        shutil.copyfile(options.source.with_suffix(".site.json"), (WEIGHTS / entry["file"]).with_suffix(".site.json"))
+        site = SiteCalibration.read(options.source.with_suffix(".site.json"))
+        replace(site, model=entry["name"]).write((WEIGHTS / entry["file"]).with_suffix(".site.json"))
     manifest = json.loads((WEIGHTS / "manifest.json").read_text())
     others = [other for other in manifest["models"] if other["name"] != entry["name"]]
     manifest["models"] = sorted([*others, entry], key=lambda one: one["name"])

@@ -6,6 +6,7 @@ its file: 1 = abnormal frame) and, if there are any, `pixel_masks_packbits.npz` 
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,5 +127,6 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.uint8]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); it should hold one array per test clip") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+        raise UsageError(f"{path}: cannot be read ({reason}); it should hold one array per test clip") from None

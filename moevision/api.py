@@ -273,10 +273,12 @@ def _site_file(model: str | PathLike[str]) -> Path:
 def _model_of(
     calibration: "SiteCalibration", model: str | PathLike[str] | None, site: str | PathLike[str] | None
 ) -> str | Path:
-    """What the caller named; else the calibration's model, beside it if it is a file of its own."""
+    """What the caller named; else the calibration's model, which lies beside it if it is a file of its own."""
     if model is not None:
         return str(model)
-    if Path(calibration.model).suffix != ".safetensors" or site is None:
+    if site is None:
+        return ANOMALY_MODEL
+    if Path(calibration.model).suffix != ".safetensors":
         return calibration.model
     beside = Path(site).parent / Path(calibration.model).name
     if not beside.exists():

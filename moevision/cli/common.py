@@ -267,7 +267,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file with a table per command, such as [restore]; flags win over it.",
+        help="TOML file with a table per command, such as \\[restore]; flags win over it.",
         show_default=False,
         is_eager=True,
         callback=_apply_config,

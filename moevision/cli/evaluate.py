@@ -90,13 +90,18 @@ def anomaly(
     """Frame AUC on a folder with train/, test/ and labels.npz, beside frame difference and MB, by two protocols."""
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
     from moevision.api import load
+    from moevision.checkpoint import file_sha256, find_weights
     from moevision.devices import pick_device, pick_precision
+    from moevision.errors import InputError
     from moevision.tasks.anomaly.calibration import SiteCalibration
     from moevision.tasks.anomaly.evaluate import evaluate
 
+    calibration = None if site is None else SiteCalibration.read(site)
+    if calibration is not None and file_sha256(find_weights(model)[0]) != calibration.model_sha256:
+        raise InputError(f"{site}: the calibration was made with other weights than {model}; make another")
     torch_device = pick_device(device)
     result = evaluate(
-        data, load(model, device=device), site=None if site is None else SiteCalibration.read(site),
+        data, load(model, device=device), site=calibration,
         device=torch_device, dtype=pick_precision(torch_device, precision),
     )  # fmt: skip
     common.show_result(result, result["metrics"], json_file, quiet=quiet)

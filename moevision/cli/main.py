@@ -46,8 +46,7 @@ def root(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Better outdoor images: restore photographs taken in bad weather, fuse infrared and visible ones, find what does "
-    "not belong in a video."""
+    """Better outdoor images: restore photographs, fuse infrared and visible ones, find what is odd in a video."""
 
 
 def main() -> None:

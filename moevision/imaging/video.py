@@ -264,8 +264,15 @@ class VideoWriter:
                 with av.open(os.path.abspath(self._part)) as silent, av.open(os.path.abspath(both), "w") as target:
                     inputs = [(silent, silent.streams.video[0]), (source, source.streams.audio[0])]
                     outputs = [target.add_stream_from_template(stream) for _, stream in inputs]
+                    end_s = (silent.duration or 0) / av.time_base
                     for (container, stream), output in zip(inputs, outputs, strict=True):
                         for packet in container.demux(stream):
+                            if (
+                                packet.dts is not None
+                                and packet.dts * packet.time_base >= end_s
+                                and container is source
+                            ):
+                                break  # the pictures were stopped before the source's end
                             if packet.dts is not None:
                                 packet.stream = output
                                 target.mux(packet)

@@ -17,7 +17,7 @@ from moevision.errors import InputError, UsageError
 from moevision.tasks.anomaly.appearance import NormalAppearance
 from moevision.tasks.anomaly.metrics import causal_mean
 from moevision.tasks.anomaly.motion import Grid
-from moevision.tasks.anomaly.streams import Measurement, logarithm
+from moevision.tasks.anomaly.streams import STREAMS, Measurement, logarithm
 
 FORMAT = 1
 WINDOW = 9  # frames of the causal mean
@@ -155,6 +155,9 @@ class SiteCalibration:
             score, normal = _statistics(fields.pop("score")), _normal(fields.pop("normal"))
             if not maxima or not scores or not np.isfinite([*maxima, *scores, float(fields["fps"])]).all():
                 raise ValueError("its scores are missing or not finite")
+            sizes = (height, width, float(fields["fps"]), int(fields["frames"]))
+            if not streams or set(streams) - set(STREAMS) or min(sizes) <= 0 or not isinstance(fields["model"], str):
+                raise ValueError("a value is missing or out of range")
             return SiteCalibration(
                 source_size_hw=(height, width),
                 streams=streams,
@@ -190,7 +193,9 @@ def calibrate(
     # Of frames in which nothing moves there may be any number; they must not decide what is usual of those that count.
     measured = [m for clip in clips for m in clip if m.values and m.moves]
     if len(measured) < _LEAST_FRAMES:
-        raise InputError(f"something moves in {len(measured)} frames only; more normal footage is needed")
+        raise InputError(
+            f"something moves in {len(measured)} frames only and {_LEAST_FRAMES} are the least; use more normal footage"
+        )
     names = tuple(measured[0].values) if streams is None else tuple(streams)
     statistics = {name: _statistics_of([m.values[name] for m in measured]) for name in names}
     totals = [np.array([_total(m, statistics) if m.values else np.nan for m in clip]) for clip in clips]

@@ -47,6 +47,7 @@ class AnomalyDetector:
         self.analyser = FrameAnalyser(
             model, normal=site.normal, streams=tuple(site.streams), fps=site.fps, device=device, dtype=dtype
         )
+        self.analyser.size_hw = working_size(site.source_size_hw)  # not the first source's
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._last: FrameScore | None = None
         self._number = 0

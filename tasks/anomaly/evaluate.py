@@ -4,6 +4,7 @@ Two protocols side by side: "p0", honest (what a camera could do: causal, nothin
 the papers' (every clip stretched to 0..1 and smoothed with its future).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 import moevision
 from moevision.checkpoint import ModelDescriptor
 from moevision.datasets.video import ClipFolder, read_labels, read_masks
-from moevision.errors import UsageError
+from moevision.engine.task import as_json
+from moevision.errors import InputError, UsageError
 from moevision.imaging.sources import open_source
 from moevision.tasks.anomaly.calibration import SiteCalibration, Statistics, calibrate
 from moevision.tasks.anomaly.detector import boxes_of
-from moevision.tasks.anomaly.fit import MOTION, fit_site, measure
+from moevision.tasks.anomaly.fit import MOTION, fit_site
 from moevision.tasks.anomaly.localisation import pointing_game, rbdc_tbdc
 from moevision.tasks.anomaly.metrics import (
     ClipScores,
@@ -61,6 +63,9 @@ def evaluate(
     Raises:
         UsageError: a part of the set is missing. InputError: a clip cannot be read.
     """
+    began = time.perf_counter()
+    if descriptor.task != "anomaly":
+        raise UsageError(f"{descriptor.name}: a {descriptor.task} model; choose an anomaly model")
     train, test = ClipFolder(data / "train").paths, ClipFolder(data / "test").paths
     labels = read_labels(data)
     if missing := [p.stem for p in test if p.stem not in labels]:
@@ -73,9 +78,9 @@ def evaluate(
     source_hw, fps = site.source_size_hw, site.fps
 
     def measured(paths: Sequence[Path], analyser: FrameAnalyser) -> list[list[Measurement]]:
-        return [_measure(path, analyser) for path in paths]
+        return [_measure(path, analyser, source_hw) for path in paths]
 
-    normal = measured(train, FrameAnalyser(None, streams=MOTION))
+    normal = measured(train, FrameAnalyser(None, streams=MOTION, fps=fps))
     common: dict[str, Any] = {"model": "", "model_sha256": "", "source_size_hw": source_hw, "fps": fps}
     baselines = {
         "frame_difference": calibrate(normal, streams=("difference",), **common),
@@ -84,11 +89,12 @@ def evaluate(
     clips = dict(
         zip(
             [p.stem for p in test],
-            measured(test, FrameAnalyser(model, normal=site.normal, device=device, dtype=dtype)),
+            measured(test, FrameAnalyser(model, normal=site.normal, fps=fps, device=device, dtype=dtype)),
             strict=True,
         )
     )
     masks = read_masks(data, source_hw[1])
+    _check_truth(clips, labels, masks, source_hw, data)
 
     def scored(by: SiteCalibration, *, placed: bool = False) -> list[ClipScores]:
         return [
@@ -108,15 +114,32 @@ def evaluate(
     if masks:
         metrics |= {"pointing_game": pointing_game(product), **rbdc_tbdc(product)}
     return {
-        "task": "anomaly", "model": descriptor.name, "data": str(data), "n": len(test), "metrics": metrics,
-        "per_item": [_per_clip(clip) for clip in product], "version": moevision.__version__,
+        "task": "anomaly", "model": descriptor.name, "data": str(data), "n": len(test), "metrics": as_json(metrics),
+        "per_item": [as_json(_per_clip(clip)) for clip in product],
+        "seconds": round(time.perf_counter() - began, 1), "version": moevision.__version__,
     }  # fmt: skip
 
 
-def _measure(path: Path, analyser: FrameAnalyser) -> list[Measurement]:
-    """Of every frame: no rate is given, so all are analysed."""
+def _measure(path: Path, analyser: FrameAnalyser, size_hw: tuple[int, int]) -> list[Measurement]:
+    """Of every frame; one that is not analysed, for it comes too soon, measures nothing."""
+    analyser.restart()
     with open_source(str(path)) as source:
-        return list(measure(source, analyser))
+        if source.size_hw != size_hw:
+            sizes = " and ".join(f"{w}x{h}" for h, w in (source.size_hw, size_hw))
+            raise InputError(f"{path}: frames of {sizes} in one set; scale them to one size")
+        return [analyser.push(frame) or Measurement() for frame in source]
+
+
+def _check_truth(
+    clips: dict[str, list[Measurement]], labels: dict[str, NDArray[np.uint8]], masks: dict[str, NDArray[np.bool_]],
+    size_hw: tuple[int, int], data: Path,
+) -> None:  # fmt: skip
+    """Labels and masks must be of the clips."""
+    for name, measurements in clips.items():
+        if labels[name].shape != (len(measurements),) or labels[name].max(initial=0) > 1:
+            raise UsageError(f"{data / 'labels.npz'}: {name} needs {len(measurements)} labels of 0 or 1")
+        if name in masks and masks[name].shape != (len(measurements), *size_hw):
+            raise UsageError(f"{data}: the pixel masks of {name} are not of its size and length")
 
 
 def _clip_scores(

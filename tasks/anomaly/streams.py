@@ -151,7 +151,7 @@ class FrameAnalyser:
         """What the encoder sees at every place, (h, w, C), and which places move."""
         encoder = cast("AppearanceEncoder", cast("MemoryOutNet", self.model).encoder)
         features_hwC = smoothed(encoder(looked_at(grey_HW).to(self.device, self.dtype)))
-        size_hw = working_size(grey_HW.shape)
+        size_hw = cast("tuple[int, int]", self.size_hw)
         rows, columns = (nearest(n, m) for n, m in zip(size_hw, features_hwC.shape[:2], strict=True))
         return features_hwC, spread(difference, size_hw)[rows][:, columns] > MOVING_LEVELS
 

@@ -48,7 +48,7 @@ def test_the_presets_survive_the_weights_header():
         MemoryOutConfig.from_dict({**changed.to_dict(), "unheard_of": 1})
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
 @torch.inference_mode()
 def test_the_prediction_has_the_size_of_the_frames(batch, height, width):

@@ -15,7 +15,7 @@ from moevision.checkpoint import ModelDescriptor
 from moevision.errors import InputError, UsageError
 from moevision.imaging.sources import RecordedSource
 from moevision.imaging.video import Frame
-from moevision.tasks.anomaly import appearance
+from moevision.tasks.anomaly import appearance, calibration
 from moevision.tasks.anomaly.appearance import FeatureSums, NormalAppearance
 from moevision.tasks.anomaly.calibration import SiteCalibration, Statistics, Threshold, calibrate
 from moevision.tasks.anomaly.detector import AnomalyDetector, boxes_of
@@ -97,6 +97,12 @@ class LastFrameNet(MemoryOutNet):
 def site():
     """Of the two normal clips, without a network."""
     return fit_site([opener(frames) for frames in NORMAL_CLIPS], None)
+
+
+@pytest.fixture(scope="module")
+def unusual(site):
+    """What a new detector says of UNUSUAL."""
+    return pushed(AnomalyDetector(site, None), UNUSUAL)
 
 
 @pytest.fixture(scope="module")
@@ -233,33 +239,36 @@ def drawn(count=2000, seed=0, kind="exponential"):
     return made(block_maxima=tuple(values.tolist()), scores=tuple(sorted(values.tolist())))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["exponential", "normal", "random", "standard_cauchy"]), st.integers(1, 150), st.integers(0, 99),
     st.lists(st.floats(0.01, 5000), min_size=2, max_size=3),
 )  # fmt: skip
 def test_the_threshold_falls_with_the_wanted_rate(kind, count, seed, rates):
-    found = drawn(count, seed, kind)
-    values = [found.threshold_for_rate(rate).value for rate in sorted(rates)]
+    assert_falls(drawn(count, seed, kind), sorted(rates))
+
+
+def assert_falls(found, rates):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_RESAMPLES", 2)  # the interval is not looked at
+        values = [found.threshold_for_rate(rate).value for rate in rates]
     assert values == sorted(values, reverse=True)
 
 
 def test_the_threshold_falls_also_where_the_tail_begins():
-    found = drawn(100)  # the tail is fitted to 10 of them
-    rates = [3600 * share for share in (0.09, 0.0999, 0.1, 0.1001, 0.11)]
-    values = [found.threshold_for_rate(rate).value for rate in rates]
-    assert values == sorted(values, reverse=True)
+    assert_falls(drawn(100), [3600 * share for share in (0.09, 0.0999, 0.1, 0.1001, 0.11)])  # fitted to 10 of them
+    assert_falls(drawn(12), [3600 * share for share in (0.8, 0.83, 0.8334, 0.84)])
 
 
-@pytest.mark.parametrize("kind", ["exponential", "normal", "random"])
-@pytest.mark.parametrize("rate", [0.1, 1, 20, 600])
+@pytest.mark.parametrize("kind", ["exponential", "random"])
+@pytest.mark.parametrize("rate", [0.1, 6, 600])
 def test_the_interval_holds_the_threshold_and_narrows_with_more_footage(kind, rate):
-    short, long = (drawn(count, kind=kind).threshold_for_rate(rate) for count in (200, 2000))
+    short, long = (drawn(count, kind=kind).threshold_for_rate(rate) for count in (150, 1000))
     for threshold in (short, long):
         assert threshold.low <= threshold.value <= threshold.high
     assert long.high - long.low < short.high - short.low
     assert long.asked == f"{rate:g} false alarms an hour"
-    assert drawn(kind=kind).threshold_for_rate(rate) == long
+    assert drawn(1000, kind=kind).threshold_for_rate(rate) == long
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -313,9 +322,9 @@ def with_looks():
 
 
 def test_what_is_written_is_read_again(tmp_path, site):
-    for calibration in (made(), site, replace(site, fps=12.5, block_maxima=(0.1 + 0.2, 1e-300, 5.0))):
-        calibration.write(tmp_path / "a.json")
-        assert SiteCalibration.read(tmp_path / "a.json") == calibration
+    for one in (made(), site, replace(site, fps=12.5, block_maxima=(0.1 + 0.2, 1e-300, 5.0))):
+        one.write(tmp_path / "a.json")
+        assert SiteCalibration.read(tmp_path / "a.json") == one
     looks = with_looks()
     looks.write(tmp_path / "a.json")
     again = SiteCalibration.read(tmp_path / "a.json")
@@ -352,9 +361,8 @@ DAMAGED = {
     "size infinite": lambda f: {**f, "source_size_hw": [math.inf, 640]},
     "fps 0": lambda f: {**f, "fps": 0},
     "fps below 0": lambda f: {**f, "fps": -5.0},
-    "fps as text": lambda f: {**f, "fps": "12.5"},
+    "fps as text": lambda f: {**f, "fps": "fast"},
     "frames as text": lambda f: {**f, "frames": "many"},
-    "model as a number": lambda f: {**f, "model": 3},
 }
 
 
@@ -404,11 +412,11 @@ def test_fitting_is_calibrating_what_was_measured(site):
 
 
 def test_many_frames_a_second_are_thinned():
-    fast = [replace(frame, time_s=number / 25) for number, frame in enumerate(recording(80))]
+    fast = [replace(frame, time_s=number / 25) for number, frame in enumerate(recording(52))]
     found = fit_site([opener(fast, fps=25.0)], None)
-    assert (found.fps, found.frames) == (12.5, 40 - FRAMES)
-    assert fit_site([opener(fast, fps=25.0)], None, fps=25.0).frames == 80 - FRAMES
-    assert fit_site([opener(recording(), fps=None)], None, fps=None).fps == 12.5
+    assert (found.fps, found.frames) == (12.5, 26 - FRAMES)
+    assert fit_site([opener(fast, fps=25.0)], None, fps=25.0).frames == 52 - FRAMES
+    assert fit_site([opener(recording(26), fps=None)], None).fps == 12.5
 
 
 def test_footage_that_cannot_be_fitted_is_refused():
@@ -448,7 +456,7 @@ def test_with_an_encoder_every_clip_is_compared_with_the_others(descriptor, look
 
 
 def test_a_single_clip_is_compared_with_its_other_parts(descriptor):
-    frames = recording(54)
+    frames = recording(52)
     site = fit_site([opener(frames)], descriptor, model="m", model_sha256="s")
     own = FrameAnalyser(descriptor.model, normal=site.normal, streams=("appearance",), fps=FPS)
     values = [m.values["appearance"] for m in measure(source(frames), own) if m.values]
@@ -491,11 +499,10 @@ def test_a_source_of_too_few_frames_a_second_is_refused(site):
         list(scored_frames(source(recording(3), fps=7.9), detector, Threshold(1, 1, 1, "")))
 
 
-def test_the_score_is_the_mean_of_at_most_nine_raw_scores(site):
-    found = pushed(AnomalyDetector(site, None), UNUSUAL)
-    raw = [score.raw for score in found]
+def test_the_score_is_the_mean_of_at_most_nine_raw_scores(unusual):
+    raw = [score.raw for score in unusual]
     assert all(math.isnan(x) for x in raw[:FRAMES])
-    for number, score in enumerate(found):
+    for number, score in enumerate(unusual):
         assert score.number == number
         assert score.time_s == UNUSUAL[number].time_s
         if number < FRAMES:
@@ -514,12 +521,12 @@ def test_what_was_calibrated_on_is_scored_as_it_was_calibrated(site):
     assert sorted(scores) == pytest.approx(site.scores, abs=1e-5)
 
 
-def test_frames_between_those_analysed_keep_the_last_score(site):
+def test_frames_between_those_analysed_keep_the_last_score(site, unusual):
     twice = [Frame(f.pixels_HWC, f.time_s + late_s) for f in UNUSUAL for late_s in (0, 0.05)]
-    found, alone = pushed(AnomalyDetector(site, None), twice), pushed(AnomalyDetector(site, None), UNUSUAL)
+    found = pushed(AnomalyDetector(site, None), twice)
     assert [score.number for score in found] == list(range(len(twice)))
     assert [score.time_s for score in found] == [frame.time_s for frame in twice]
-    for analysed, between, wanted in zip(found[::2], found[1::2], alone, strict=True):
+    for analysed, between, wanted in zip(found[::2], found[1::2], unusual, strict=True):
         assert (analysed.analysed, between.analysed) == (True, False)
         for name in ("score", "raw"):
             expected = getattr(wanted, name)
@@ -529,10 +536,10 @@ def test_frames_between_those_analysed_keep_the_last_score(site):
 
 
 def test_a_restarted_detector_has_forgotten_everything(site):
-    detector = AnomalyDetector(site, None)
-    pushed(detector, UNUSUAL[:30])
+    frames, detector = NORMAL_CLIPS[0][:14], AnomalyDetector(site, None)
+    pushed(detector, UNUSUAL[10:20])
     detector.restart()
-    again, new = pushed(detector, NORMAL_CLIPS[0]), pushed(AnomalyDetector(site, None), NORMAL_CLIPS[0])
+    again, new = pushed(detector, frames), pushed(AnomalyDetector(site, None), frames)
     assert [score.score for score in again] == pytest.approx([score.score for score in new], nan_ok=True)
 
 
@@ -546,10 +553,9 @@ def test_a_disturbed_frame_has_no_score_and_neither_have_those_after_it(site):
     assert unscored == [number < FRAMES or at <= number < at + FRAMES for number in range(40)]
 
 
-def test_boxes_are_in_pixels_of_the_source_and_inside_the_frame(site):
-    for factor in (1, 2):
-        detector = AnomalyDetector(replace(site, source_size_hw=(factor * HEIGHT, factor * WIDTH)), None)
-        found = pushed(detector, larger(UNUSUAL[:24], factor))
+def test_boxes_are_in_pixels_of_the_source_and_inside_the_frame(site, unusual):
+    detector = AnomalyDetector(site, None)
+    for factor, found in ((1, unusual), (2, pushed(detector, larger(UNUSUAL[10:20], 2)))):
         boxes = [box for score in found for box in score.boxes]
         assert boxes
         for box in boxes:
@@ -595,11 +601,12 @@ def test_the_heat_is_highest_on_what_moves(site):
         assert min(lefts) - 8 <= column <= max(lefts) + BLOB_PX + 8
 
 
-def test_something_large_and_fast_is_found_where_only_slow_and_small_things_are_usual(site):
+def test_something_large_and_fast_is_found_where_only_slow_and_small_things_are_usual(site, unusual):
     detector = AnomalyDetector(site, None)
     found = detect(source(UNUSUAL), detector, site.threshold_for_rate(1))
     assert len(found.scores) == len(found.times_s) == len(UNUSUAL)
-    raw = [score.raw for score in pushed(AnomalyDetector(site, None), UNUSUAL)]
+    np.testing.assert_array_equal(found.scores, [score.score for score in unusual])
+    raw = [score.raw for score in unusual]
     normal = [raw[n] for n in range(FRAMES, len(raw)) if not 16 <= n <= 30]
     for frames in NORMAL_CLIPS:
         normal += [score.raw for score in pushed(AnomalyDetector(site, None), frames)][FRAMES:]
@@ -621,11 +628,13 @@ def assert_on_blob(event):
 
 def test_it_is_found_with_a_network_too_and_twice_the_same(descriptor, looking_site):
     threshold = looking_site.threshold_for_rate(1)
-    found = [detect(source(UNUSUAL), AnomalyDetector(looking_site, descriptor), threshold) for _ in range(2)]
-    (event,) = found[0].events
+    found, again = (
+        detect(source(frames), AnomalyDetector(looking_site, descriptor), threshold)
+        for frames in (UNUSUAL, UNUSUAL[:20])
+    )
+    (event,) = found.events
     assert_on_blob(event)
-    assert found[0].events == found[1].events
-    np.testing.assert_array_equal(found[0].scores, found[1].scores)
+    np.testing.assert_array_equal(found.scores[:20], again.scores)
 
 
 def test_a_detector_forgets_the_source_before(site):

@@ -135,10 +135,8 @@ class FrameAnalyser:
             if self.normal is not None:
                 away_hw = np.zeros(moving_hw.shape, np.float32)
                 away_hw[moving_hw] = self.normal.distance(features_hwC[moving_hw])
-                grids["appearance"], values["appearance"] = (
-                    _to_boxes(away_hw, difference.shape),
-                    mean_of_highest(away_hw),
-                )
+                grids["appearance"] = _to_boxes(away_hw, difference.shape)
+                values["appearance"] = mean_of_highest(grids["appearance"])
         if "prediction" in self.streams:
             error_HW = self._prediction_error(seen, now_HW)
             grids["prediction"], frame_error = box_means(error_HW), float(error_HW.mean())

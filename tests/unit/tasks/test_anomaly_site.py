@@ -199,7 +199,7 @@ def test_fewer_than_twenty_frames_in_which_something_moves_are_refused():
     calibrate([clip[:7], clip[7:]], **COMMON)
     still = [replace(m, moves=False) for m in clip]
     for clips in ([clip[:19]], [clip[:19], still], [[Measurement()] * 90], [[]], []):
-        with pytest.raises(InputError, match=r"frames only; more normal footage"):
+        with pytest.raises(InputError, match=r"frames only and 20 are the least"):
             calibrate(clips, **COMMON)
 
 
@@ -417,6 +417,16 @@ def test_many_frames_a_second_are_thinned():
     assert (found.fps, found.frames) == (12.5, 26 - FRAMES)
     assert fit_site([opener(fast, fps=25.0)], None, fps=25.0).frames == 52 - FRAMES
     assert fit_site([opener(recording(26), fps=None)], None).fps == 12.5
+
+
+@pytest.mark.parametrize("fps", [8.0, 15.0, 25.0, 29.97])
+def test_the_hours_of_footage_are_those_of_the_source_whatever_its_rate(fps):
+    """Of frames a second that are no multiple of 12.5 fewer are analysed, and rates of alarms are by these."""
+    count = round(3.4 * fps)
+    frames = [replace(frame, time_s=number / fps) for number, frame in enumerate(recording(count))]
+    found = fit_site([opener(frames, fps=fps)], None)
+    assert found.fps <= 12.5
+    assert 3600 * found.hours + FRAMES / found.fps == pytest.approx(3.4, abs=0.15)
 
 
 def test_footage_that_cannot_be_fitted_is_refused():
@@ -671,6 +681,29 @@ def test_every_frame_comes_once_and_the_last_again_with_the_event_that_its_end_e
     found = detect(source(frames), AnomalyDetector(site, None), threshold)
     assert found.events == [scored[-1].ended]
     assert len(found.scores) == 40
+
+
+class Interrupted(RecordedSource):
+    """Its connection was lost before frame 8."""
+
+    def _read(self):
+        frame = super()._read()
+        self.restarted = round(frame.time_s * FPS) == 8
+        return frame
+
+
+def test_what_was_before_a_lost_connection_is_no_past(site):
+    frames = UNUSUAL[10:28]
+    before, after = [replace(f, time_s=f.time_s - 1) for f in frames[:8]], frames[8:]
+    lost = Interrupted("door", FPS, (replace(f, time_s=n / FPS) for n, f in enumerate(frames)))
+    scored = [s.score for s in scored_frames(lost, AnomalyDetector(site, None), Threshold(99, 99, 99, ""))]
+    alone = [pushed(AnomalyDetector(site, None), part) for part in (before, after)]
+    wanted = [score.score for part in alone for score in part]
+    assert [score.score for score in scored] == pytest.approx(wanted, nan_ok=True)
+    assert [score.number for score in scored] == list(range(18))
+    lost = Interrupted("door", FPS, (replace(f, time_s=n / FPS) for n, f in enumerate(frames)))
+    measured = list(measure(lost, FrameAnalyser(None)))
+    assert [bool(m.values) for m in measured] == [n % 8 >= FRAMES or n >= 16 for n in range(18)]
 
 
 def test_detection_can_end_early_and_keep_no_scores(site):

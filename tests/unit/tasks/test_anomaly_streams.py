@@ -409,10 +409,10 @@ def test_a_jump_of_all_brightness_is_disturbed_and_begins_anew():
 
 def test_a_recording_is_measured_as_its_frames_are_one_by_one(net):
     frames = clip(3 * FRAMES)
-    analyser = FrameAnalyser(net, normal=NORMAL, fps=10)
+    analyser = FrameAnalyser(net, normal=NORMAL)
     pushed(analyser, still(3))  # another source before it
     recorded = list(measure(RecordedSource("a", 10.0, (frame for frame in frames)), analyser))
-    live = pushed(FrameAnalyser(net, normal=NORMAL, fps=10), frames)
+    live = pushed(FrameAnalyser(net, normal=NORMAL), frames)
     assert len(recorded) == len(live) == 3 * FRAMES
     for first, second in zip(recorded, live, strict=True):
         assert_same(first, second)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevision.errors import InputError, UsageError
-from moevision.tasks.anomaly.appearance import NormalAppearance
+from moevision.tasks.anomaly.appearance import CHANNELS, NormalAppearance
 from moevision.tasks.anomaly.metrics import causal_mean
 from moevision.tasks.anomaly.motion import Grid
 from moevision.tasks.anomaly.streams import STREAMS, Measurement, logarithm
@@ -158,6 +158,8 @@ class SiteCalibration:
             sizes = (height, width, float(fields["fps"]), int(fields["frames"]))
             if not streams or set(streams) - set(STREAMS) or min(sizes) <= 0 or not isinstance(fields["model"], str):
                 raise ValueError("a value is missing or out of range")
+            if "appearance" in streams and normal is None:
+                raise ValueError("the appearance of normal things is missing")
             return SiteCalibration(
                 source_size_hw=(height, width),
                 streams=streams,
@@ -171,7 +173,7 @@ class SiteCalibration:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); make one with moevision anomaly-fit"
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise InputError(f"{path}: not a site calibration ({error}); make one with moevision anomaly-fit") from None
 
 
@@ -241,7 +243,8 @@ def _normal(fields: dict[str, Any] | None) -> NormalAppearance | None:
     if fields is None:
         return None
     mean_C, precision_CC = np.array(fields["mean"], np.float64), np.array(fields["precision"], np.float64)
-    if precision_CC.shape != (len(mean_C), len(mean_C)) or not np.isfinite(precision_CC).all():
+    shapes = mean_C.shape == (CHANNELS,) and precision_CC.shape == (CHANNELS, CHANNELS)
+    if not shapes or not (np.isfinite(mean_C).all() and np.isfinite(precision_CC).all()):
         raise ValueError("the appearance of normal things is damaged")
     return NormalAppearance(mean_C, precision_CC)
 
@@ -255,7 +258,8 @@ def _tail_quantile(maxima_M: NDArray[np.float64], share: float) -> float:
     ordered = np.sort(maxima_M)
     count = min(len(ordered) - 1, max(_LEAST_TAIL, round(_TAIL * len(ordered))))
     if count < 1 or share >= count / len(ordered):
-        return float(np.quantile(ordered, max(0.0, 1 - share)))
+        # Not between two of them, or the threshold would rise where the tail ends.
+        return float(np.quantile(ordered, max(0.0, 1 - share), method="lower"))
     begin = float(ordered[-count - 1])
     excess_C = ordered[-count:] - begin
     mean = float(excess_C.mean())

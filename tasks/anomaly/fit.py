@@ -1,5 +1,6 @@
 """Normal footage of one camera to its calibration: `moevision anomaly-fit`."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -88,8 +89,13 @@ def _form_of(clips: Sequence[_Open], fps: float | None) -> tuple[tuple[int, int]
             if size_hw is not None and source.size_hw != size_hw:
                 sizes = " after ".join(f"{w}x{h}" for h, w in (source.size_hw, size_hw))
                 raise InputError(f"{source.name}: {sizes}; fit each camera on its own")
-            size_hw, fps = source.size_hw, fps or min(source.fps or ANALYSED_FPS, ANALYSED_FPS)
+            size_hw, fps = source.size_hw, fps or _analysed_fps(source.fps)
     return cast("tuple[int, int]", size_hw), cast("float", fps)
+
+
+def _analysed_fps(source_fps: float | None) -> float:
+    """Every frame, or every second or third of them, so that they are at most ANALYSED_FPS."""
+    return ANALYSED_FPS if source_fps is None else source_fps / math.ceil(source_fps / ANALYSED_FPS)
 
 
 def _chunk_sums(open_clip: _Open, analyser: FrameAnalyser) -> list[FeatureSums]:

@@ -99,7 +99,7 @@ def detect(
     for scored in scored_frames(source, detector, threshold, duration_s):
         if scored.score.number != number:  # the last frame comes again with the event that its end ends
             number = scored.score.number
-            found.disturbed += scored.score.disturbed
+            found.disturbed += scored.score.disturbed and scored.score.analysed
             if keep_scores:
                 found.times_s.append(scored.score.time_s)
                 found.scores.append(scored.score.score)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +28,7 @@ from moevision.imaging.sources import open_source
 from moevision.imaging.video import read_frames
 from moevision.moe import Context
 from moevision.tasks.anomaly import losses
+from moevision.tasks.anomaly.appearance import AppearanceEncoder
 from moevision.tasks.anomaly.fit import ANALYSED_FPS
 from moevision.tasks.anomaly.metrics import roc_auc
 from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutConfig, MemoryOutNet
@@ -129,7 +131,7 @@ def fine_tune(
     never, warmup = steps + 1, min(200, steps // 5)
     loop = LoopConfig(steps, FINE_TUNING_RATE, warmup_steps=warmup, validate_every=never, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        average = optimise(net, clips, loop, Path(folder) / "run", say=say)
+        average = optimise(net, clips, loop, Path(folder) / "run", kept=set(), say=say)
     save_model(average, weights, task="anomaly", training={"from": model, "steps": steps, "seed": seed})
     return kept
 
@@ -160,11 +162,16 @@ def _read_recording(text: str, fps: float, most: int) -> Clip:
 def _encoder_state(name_or_path: str | Path) -> dict[str, Tensor]:
     """Of weights that hold an encoder, or of one alone."""
     path, _ = find_weights(name_or_path)
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: damaged ({error}); download it again") from None
     own = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    if not (own or "stem.weight" in tensors):
+    found = own or tensors
+    shapes = {name: tensor.shape for name, tensor in AppearanceEncoder().state_dict().items()}
+    if {name: tensor.shape for name, tensor in found.items()} != shapes:
         raise WeightsError(f"{path}: holds no appearance encoder; choose other weights")
-    return own or tensors
+    return found
 
 
 def read_training_clips(data: Path) -> dict[str, Clip]:
@@ -180,12 +187,12 @@ def held_out(names: Iterable[str]) -> set[str]:
 
 
 def optimise(
-    net: MemoryOutNet, clips: dict[str, Clip], loop: LoopConfig, out: Path, *,
+    net: MemoryOutNet, clips: dict[str, Clip], loop: LoopConfig, out: Path, *, kept: set[str] | None = None,
     resume: bool = False, workers: int = 1, say: Callable[[str], None] = _LOG.info,
 ) -> nn.Module:  # fmt: skip
     """Train any MemoryOutNet by the recipe; returns a copy with the averaged weights. Arguments as of `train`."""
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
-    kept = held_out(clips)
+    kept = held_out(clips) if kept is None else kept
     learned = [clip for name, clip in clips.items() if name not in kept]
     validation = [clip for name, clip in clips.items() if name in kept] or learned[:1]
     say(f"{len(learned)} clips to learn from, {len(kept)} to validate with")

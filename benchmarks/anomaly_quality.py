@@ -4,7 +4,7 @@
 
 VAD holds `ucsd_ped2` and `pets_vtest`. Writes `moevision evaluate anomaly` of every model as JSON, `table.md`, and
 `pets.json`: a calibration fitted on the first half of the video, and the events that the second half gives at a setting
-of six false alarms an hour, with the exact Poisson interval of their rate.
+of six false alarms an hour, with the exact Poisson interval of their rate. `experts.json`: how evenly they are used.
 """
 
 import argparse
@@ -13,15 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from moevision.api import load
+from moevision.datasets.video import ClipFolder, read_clip
 from moevision.imaging.sources import RecordedSource, open_source
-from moevision.imaging.video import Frame
+from moevision.imaging.video import Frame, read_frames
+from moevision.moe import Context
 from moevision.tasks.anomaly.detector import AnomalyDetector
 from moevision.tasks.anomaly.evaluate import evaluate
 from moevision.tasks.anomaly.fit import fit_site
 from moevision.tasks.anomaly.metrics import poisson_interval
+from moevision.tasks.anomaly.model import FRAMES
+from moevision.tasks.anomaly.motion import working_size
 from moevision.tasks.anomaly.predict import detect
+from moevision.tasks.anomaly.train import held_out
 
 ALARMS_PER_HOUR = 6.0
 
@@ -97,6 +103,34 @@ def pets(model: str, path: Path) -> dict:
     }
 
 
+@torch.inference_mode()
+def experts(model: str, data: Path) -> dict[str, dict]:
+    """How evenly the routed filters are used on the clips kept from training: dead ones, least and most, entropy."""
+    net = load(model).model
+    paths = ClipFolder(data / "train").paths
+    kept = held_out(path.stem for path in paths)
+    counts: dict[str, torch.Tensor] = {}
+    for path in paths:
+        if path.stem in kept:
+            clip = read_clip(path, working_size(next(read_frames(path)).pixels_HWC.shape[:2]))
+            for start in range(0, len(clip) - FRAMES, 10):
+                context = Context()
+                net(torch.from_numpy(clip[start : start + FRAMES].astype(np.float32))[None] / 127.5 - 1, context)
+                for name, record in context.records.items():
+                    counts[name] = counts.get(name, 0) + record.routing.counts_E
+    report = {}
+    for name, counts_E in counts.items():
+        share_E = counts_E.double() / counts_E.sum()
+        entropy = -(share_E * share_E.clamp_min(1e-12).log()).sum() / np.log(len(share_E))
+        report[name] = {
+            "dead": int((counts_E == 0).sum()),
+            "least": round(float(share_E.min()), 4),
+            "most": round(float(share_E.max()), 4),
+            "entropy": round(float(entropy), 4),
+        }
+    return report
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +146,9 @@ def main() -> None:
         (arguments.out / f"ped2_{number}.json").write_text(json.dumps(results[-1], indent=1) + "\n")
         (arguments.out / "table.md").write_text(table(results))
     print(table(results))
+    usage = experts(arguments.models[0], arguments.data / "ucsd_ped2")
+    (arguments.out / "experts.json").write_text(json.dumps(usage, indent=1) + "\n")
+    print(usage)
     scene = pets(arguments.models[0], arguments.data / "pets_vtest" / "vtest.mp4")
     (arguments.out / "pets.json").write_text(json.dumps(scene, indent=1) + "\n")
     print(scene)

@@ -447,7 +447,7 @@ def test_fit_prints_the_file_and_says_what_it_rests_on(here):
     [
         (["normal-0.mp4", "small.mp4"], 3, "small.mp4: 32x24 after 64x48; fit each camera on its own"),
         (["mixed"], 3, "mixed: frame 9 is 48x32 after frames of 64x48"),
-        (["one.mp4"], 3, "more normal footage is needed"),
+        (["one.mp4"], 3, "20 are the least; use more normal footage"),
         (["junk.mp4"], 3, "junk.mp4: cannot be read as a video"),
         (["normal-0.mp4", "missing.mp4"], 3, "missing.mp4: cannot be read"),
         (["normal-0.mp4", "-o", "no/fit.json"], 2, "no: no such folder"),

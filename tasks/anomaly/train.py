@@ -8,7 +8,8 @@ prediction parts frames at their own speed from the same clips at twice the spee
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from moevision.checkpoint import find_weights, load_model, save_model
 from moevision.datasets.video import Clip, ClipFolder, MovingCrops, grey_of, read_clip, resized
@@ -34,6 +34,7 @@ from moevision.tasks.anomaly.metrics import roc_auc
 from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutConfig, MemoryOutNet
 from moevision.tasks.anomaly.motion import box_means, highest, working_size
 from moevision.tasks.anomaly.streams import EARLY
+from moevision.training.batches import batches_of
 from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
 
@@ -46,19 +47,6 @@ FINE_TUNING_RATE = 5e-4
 # balance would drown it.
 FRAME_WEIGHT = 100.0
 VALIDATION_STRIDE = 6  # frames between those that are validated
-
-
-class _Batches(Dataset[Tensor]):
-    """Batch number -> (B, FRAMES + 1, crop, crop); a function of (seed, step) alone."""
-
-    def __init__(self, crops: MovingCrops, steps: int, seed: int) -> None:
-        self.crops, self.steps, self.seed = crops, steps, seed
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Tensor:
-        return torch.from_numpy(self.crops.batch(np.random.default_rng((self.seed, step)), BATCH, CROP_PX))
 
 
 def train(
@@ -196,8 +184,8 @@ def optimise(
     learned = [clip for name, clip in clips.items() if name not in kept]
     validation = [clip for name, clip in clips.items() if name in kept] or learned[:1]
     say(f"{len(learned)} clips to learn from, {len(kept)} to validate with")
-    first = _first_step(out) if resume else 0
-    batches = _loader(_Batches(MovingCrops(learned, FRAMES + 1), loop.steps, loop.seed), first, workers)
+    crops = MovingCrops(learned, FRAMES + 1)
+    batches = batches_of(partial(_draw, crops), loop, out, resume=resume, workers=workers)
 
     def losses_at(model: nn.Module, step: int) -> dict[str, Tensor]:
         return losses_of(model, next(batches))
@@ -253,11 +241,6 @@ def prediction_error(model: nn.Module, frames_THW: Clip) -> NDArray[np.float32]:
     return np.asarray((127.5 * difference).square().numpy(), np.float32)
 
 
-def _first_step(out: Path) -> int:
-    checkpoint = out / "checkpoint.pt"
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
-
-
-def _loader(batches: _Batches, first: int, workers: int) -> Iterator[Tensor]:
-    order = range(first, len(batches))
-    return iter(DataLoader(batches, None, sampler=order, num_workers=workers, prefetch_factor=8 if workers else None))
+def _draw(crops: MovingCrops, rng: np.random.Generator, step: int) -> Tensor:
+    """(B, FRAMES + 1, crop, crop)."""
+    return torch.from_numpy(crops.batch(rng, BATCH, CROP_PX))

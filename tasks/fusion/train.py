@@ -5,14 +5,14 @@ validation. Loss: see `losses`; no labels. Modality balancing after AGM (ICCV 20
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from moevision.checkpoint import save_model
 from moevision.datasets.infrared_visible import PairCrops, PairFolder
@@ -23,6 +23,7 @@ from moevision.tasks.fusion.baselines import BASELINES
 from moevision.tasks.fusion.metrics import METRICS, fusion_metrics
 from moevision.tasks.fusion.model import PRESETS, FusionNet
 from moevision.tasks.fusion.modulation import EVERY, ModalityBalance
+from moevision.training.batches import batches_of
 from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
 
@@ -40,20 +41,6 @@ WEIGHTS: dict[Callable[[Tensor, Tensor, Tensor], Tensor], float] = {
     losses.contrast_loss: 4.0,
 }
 SALIENCE_WEIGHT = 0.1
-
-
-class _Batches(Dataset[Tensor]):
-    """Batch number -> (B, 2, crop, crop) visible and infrared; a function of (seed, step) alone."""
-
-    def __init__(self, crops: PairCrops, steps: int, seed: int) -> None:
-        self.crops, self.steps, self.seed = crops, steps, seed
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Tensor:
-        rng = np.random.default_rng((self.seed, step))
-        return torch.from_numpy(self.crops.batch(rng, BATCH, CROP_PX))
 
 
 def train(
@@ -105,8 +92,7 @@ def optimise(
     held = pairs[::VALIDATION_EVERY]
     learned = [pair for number, pair in enumerate(pairs) if number % VALIDATION_EVERY] or pairs
     say(f"{len(learned)} pairs to learn from, {len(held)} to validate with")
-    first = _first_step(out) if resume else 0
-    batches = _loader(_Batches(PairCrops(learned), loop.steps, loop.seed), first, workers)
+    batches = batches_of(partial(_draw, PairCrops(learned)), loop, out, resume=resume, workers=workers)
     validation = PairCrops(held).images
     for name, rule in BASELINES.items():
         means = _means([fusion_metrics(rule(v, i), v, i) for v, i in validation])
@@ -143,14 +129,9 @@ def losses_of(model: nn.Module, batch_B2HW: Tensor) -> dict[str, Tensor]:
     return terms
 
 
-def _first_step(out: Path) -> int:
-    checkpoint = out / "checkpoint.pt"
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
-
-
-def _loader(batches: _Batches, first: int, workers: int) -> Iterator[Tensor]:
-    order = range(first, len(batches))
-    return iter(DataLoader(batches, None, sampler=order, num_workers=workers, prefetch_factor=8 if workers else None))
+def _draw(crops: PairCrops, rng: np.random.Generator, step: int) -> Tensor:
+    """(B, 2, crop, crop): visible and infrared."""
+    return torch.from_numpy(crops.batch(rng, BATCH, CROP_PX))
 
 
 @torch.inference_mode()

@@ -9,8 +9,9 @@ them.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from moevision.checkpoint import load_model, save_model
 from moevision.datasets.mixture import RestorationMixture, dev_sets
@@ -29,6 +29,7 @@ from moevision.tasks.restoration.losses import fourier_error, l1_error, opacity_
 from moevision.tasks.restoration.metrics import psnr
 from moevision.tasks.restoration.model import PRESETS, RestorationConfig, RestorationNet
 from moevision.tasks.restoration.weathers import WEATHERS
+from moevision.training.batches import batches_of
 from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
 
@@ -66,23 +67,6 @@ class _Batch(NamedTuple):
     y_BCHW: Tensor
     opacity_B1HW: Tensor  # how much of the scene drops hide
     labels_BW: Tensor
-
-
-class _Batches(Dataset[_Batch]):
-    """Batch number -> batch; a function of (seed, step) alone."""
-
-    def __init__(self, mixture: RestorationMixture, steps: int, seed: int, phases: tuple[Phase, ...]) -> None:
-        self.mixture, self.steps, self.seed, self.phases = mixture, steps, seed, phases
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> _Batch:
-        phase = phase_at(step, self.steps, self.phases)
-        rng = np.random.default_rng((self.seed, step))
-        *arrays, kinds = self.mixture.batch(rng, phase.batch_size, phase.crop_px)
-        x_BCHW, y_BCHW, opacity_B1HW = map(torch.from_numpy, arrays)
-        return _Batch(x_BCHW, y_BCHW, opacity_B1HW, weather_labels(kinds))
 
 
 def weather_labels(kinds: list[str]) -> Tensor:
@@ -143,8 +127,8 @@ def optimise(
         say: receives progress lines.
     """
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
-    first = _first_step(out) if resume else 0
-    batches = _loader(_Batches(mixture, loop.steps, loop.seed, phases), first, workers)
+    draw = partial(_draw, mixture, phases, loop.steps)
+    batches = batches_of(draw, loop, out, resume=resume, workers=workers)
     sets = validation or {}
     return fit(
         net,
@@ -173,21 +157,13 @@ def _build(preset: str, start_from: Path | None, say: Callable[[str], None]) -> 
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _first_step(out: Path) -> int:
-    checkpoint = out / "checkpoint.pt"
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]) if checkpoint.exists() else 0
-
-
-def _loader(batches: _Batches, first: int, workers: int) -> Iterator[_Batch]:
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(first, len(batches)),
-            num_workers=workers,
-            prefetch_factor=8 if workers else None,
-        )
-    )
+def _draw(
+    mixture: RestorationMixture, phases: tuple[Phase, ...], steps: int, rng: np.random.Generator, step: int
+) -> _Batch:
+    phase = phase_at(step, steps, phases)
+    *arrays, kinds = mixture.batch(rng, phase.batch_size, phase.crop_px)
+    x_BCHW, y_BCHW, opacity_B1HW = map(torch.from_numpy, arrays)
+    return _Batch(x_BCHW, y_BCHW, opacity_B1HW, weather_labels(kinds))
 
 
 def _losses(model: nn.Module, batch: _Batch) -> dict[str, Tensor]:

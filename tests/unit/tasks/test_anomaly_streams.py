@@ -448,3 +448,14 @@ def test_colour_is_seen_as_grey():
         for f in coloured
     ]
     assert_same(pushed(FrameAnalyser(None), coloured)[-1], pushed(FrameAnalyser(None), grey)[-1])
+
+
+def test_the_encoder_in_bands_of_rows_gives_what_it_gives_at_once():
+    torch.manual_seed(0)
+    encoder, frame_B1HW = AppearanceEncoder().eval(), torch.rand(1, 1, 208, 512) * 2 - 1
+    with torch.no_grad():
+        in_bands = encoder(frame_B1HW)
+    with torch.enable_grad():  # bands are for inference alone
+        at_once = encoder(frame_B1HW)
+    torch.testing.assert_close(in_bands, at_once, atol=1e-5, rtol=1e-5)
+    assert in_bands.shape == (1, CHANNELS, 26, 64)

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from moevision.tasks.anomaly.train import (
     train,
     validate,
 )
+from moevision.training.batches import Batches
 from moevision.training.loop import LoopConfig
 
 HEIGHT, WIDTH = 32, 48
@@ -114,10 +116,11 @@ def test_data_processes_change_nothing(tmp_path):
 
 def test_a_batch_is_a_function_of_seed_and_step():
     crops = recipe.MovingCrops([clip(), clip(14, 1)], FRAMES + 1)
-    batches = recipe._Batches(crops, 10, 3)
-    assert torch.equal(batches[4], recipe._Batches(crops, 99, 3)[4])
+    draw = partial(recipe._draw, crops)
+    batches = Batches(draw, 10, 3)
+    assert torch.equal(batches[4], Batches(draw, 99, 3)[4])
     assert not torch.equal(batches[4], batches[5])
-    assert not torch.equal(batches[4], recipe._Batches(crops, 10, 4)[4])
+    assert not torch.equal(batches[4], Batches(draw, 10, 4)[4])
     assert batches[4].shape == (2, FRAMES + 1, 32, 32)
 
 

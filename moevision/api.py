@@ -10,6 +10,7 @@ from moevision.errors import InputError, UsageError, WeightsError
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
+    import torch
     from torch import nn
 
     from moevision.checkpoint import ModelDescriptor
@@ -189,7 +190,7 @@ def anomaly_detector(
             loaded.
     """
     from moevision.checkpoint import file_sha256, find_weights
-    from moevision.devices import pick_device, pick_precision
+    from moevision.devices import pick_device
     from moevision.tasks.anomaly.calibration import SiteCalibration
     from moevision.tasks.anomaly.detector import AnomalyDetector
 
@@ -208,11 +209,18 @@ def anomaly_detector(
             )
         descriptor = _load_for("anomaly", model, device)
     detector = AnomalyDetector(
-        calibration, descriptor, device=torch_device, dtype=pick_precision(torch_device, precision)
+        calibration, descriptor, device=torch_device, dtype=anomaly_precision(torch_device, precision)
     )
     if p_value is not None:
         return detector, calibration.threshold_for_p_value(p_value)
     return detector, calibration.threshold_for_rate(false_alarms_per_hour)
+
+
+def anomaly_precision(device: "torch.device", name: str = "auto") -> "torch.dtype":
+    """As `devices.pick_precision`, but "auto" is fp32: scores are compared with a calibration from any machine."""
+    from moevision.devices import pick_precision
+
+    return pick_precision(device, "fp32" if name == "auto" else name)
 
 
 def detect(

@@ -202,8 +202,9 @@ def anomaly_fit(
     An hour of footage is good, minutes are a start: the threshold's interval tells. Nothing unusual may be in it.
     """
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.api import anomaly_precision
     from moevision.checkpoint import file_sha256, find_weights
-    from moevision.devices import pick_device, pick_precision
+    from moevision.devices import pick_device
     from moevision.imaging.sources import open_source
     from moevision.tasks.anomaly.fit import fit_site
 
@@ -222,7 +223,7 @@ def anomaly_fit(
     torch_device = pick_device(device)
     site = fit_site(
         [partial(open_source, text, fps=fps) for text in sources], descriptor, model=name,
-        model_sha256=sha256, device=torch_device, dtype=pick_precision(torch_device, precision), say=say,
+        model_sha256=sha256, device=torch_device, dtype=anomaly_precision(torch_device, precision), say=say,
     )  # fmt: skip
     site.write(output)
     if not quiet:

@@ -89,9 +89,9 @@ def anomaly(
 ) -> None:
     """Frame AUC on a folder with train/, test/ and labels.npz, beside frame difference and MB, by two protocols."""
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
-    from moevision.api import load
+    from moevision.api import anomaly_precision, load
     from moevision.checkpoint import file_sha256, find_weights
-    from moevision.devices import pick_device, pick_precision
+    from moevision.devices import pick_device
     from moevision.errors import InputError
     from moevision.tasks.anomaly.calibration import SiteCalibration
     from moevision.tasks.anomaly.evaluate import evaluate
@@ -102,6 +102,6 @@ def anomaly(
     torch_device = pick_device(device)
     result = evaluate(
         data, load(model, device=device), site=calibration,
-        device=torch_device, dtype=pick_precision(torch_device, precision),
+        device=torch_device, dtype=anomaly_precision(torch_device, precision),
     )  # fmt: skip
     common.show_result(result, result["metrics"], json_file, quiet=quiet)

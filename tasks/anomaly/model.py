@@ -131,23 +131,26 @@ class MemoryOutNet(nn.Module):
         """Predict the frame after the last.
 
         Args:
-            frames_BTHW: grey, in [-1, 1], T = FRAMES, oldest first, any H, W >= 1.
+            frames_BTHW: grey, in [-1, 1], T = FRAMES, oldest first, any H, W >= 1; in float32 also where the weights
+                are not.
             context: receives routing, losses and statistics.
             semantic_BS: a description of the scene, S = semantic_dim; None = the null token.
         """
         context = context if context is not None else Context()
         height, width = frames_BTHW.shape[-2:]
         frames_BTHW = pad_to_stride(frames_BTHW)
-        x_BDhw = self.appearance(frames_BTHW, context)[2]
-        motion = self.to_motion(self.motion(_MOTION_GAIN * frames_BTHW.diff(dim=1), context)[2])
+        dtype = self.head.weight.dtype
+        x_BDhw = self.appearance(frames_BTHW.to(dtype), context)[2]
+        motion = self.to_motion(self.motion((_MOTION_GAIN * frames_BTHW.diff(dim=1)).to(dtype), context)[2])
         x_BDhw = self._joined(x_BDhw, motion, semantic_BS)
         for block, passes in zip(self.blocks, self.filters, strict=True):
             x_BDhw = passes(block(x_BDhw, context), context)
         x_BDhw = self.norm(x_BDhw)
+        # bf16 has 8 bits: enough for what changes, not for the frame.
         last_B1HW = frames_BTHW[:, -1:]
-        change = F.pixel_shuffle(self.head(torch.cat([x_BDhw, F.pixel_unshuffle(last_B1HW, STRIDE)], 1)), STRIDE)
-        frame_B1HW = last_B1HW + change
-        frame_B1HW = frame_B1HW + self.refine(frame_B1HW)
+        patches = F.pixel_unshuffle(last_B1HW, STRIDE).to(dtype)
+        frame_B1HW = last_B1HW + F.pixel_shuffle(self.head(torch.cat([x_BDhw, patches], 1)), STRIDE)
+        frame_B1HW = frame_B1HW + self.refine(frame_B1HW.to(dtype))
         described_BS = None if self.describe is None else self.describe(x_BDhw.mean((2, 3)))
         return Prediction(frame_B1HW[..., :height, :width], described_BS)
 

@@ -157,7 +157,7 @@ class FrameAnalyser:
     def _prediction_error(self, seen: list[NDArray[np.uint8]], now_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
         frames_1THW = torch.from_numpy(np.stack(seen)).to(self.device)[None].float() / 127.5 - 1
         model = cast("MemoryOutNet", self.model)
-        expected_HW = model(frames_1THW.to(self.dtype)).frame_B1HW[0, 0].float().cpu().numpy()
+        expected_HW = model(frames_1THW).frame_B1HW[0, 0].cpu().numpy()
         difference_HW = 127.5 * (expected_HW + 1) - now_HW
         return np.asarray(difference_HW * difference_HW, np.float32)
 

@@ -257,3 +257,11 @@ def test_the_losses_are_what_they_say():
     described = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
     assert float(losses.semantic_loss(5 * described, described)) == pytest.approx(0, abs=1e-6)
     assert float(losses.semantic_loss(-described, described)) == pytest.approx(2)
+
+
+def test_half_precision_weights_leave_the_frame_itself_exact():
+    torch.manual_seed(0)
+    net = MemoryOutNet(PRESETS["test"]()).eval()
+    frames = torch.rand(1, FRAMES, 16, 24) * 2 - 1
+    with torch.inference_mode():
+        assert torch.equal(net.bfloat16()(frames).frame_B1HW, frames[:, -1:])  # new networks predict the last frame

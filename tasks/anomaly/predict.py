@@ -70,7 +70,7 @@ def scored_frames(
         if source.restarted:
             detector.restart()
         score = replace(detector.push(frame), number=number)  # a detector counts on from source to source
-        ended = tracker.push(score)
+        ended = tracker.push(score) if score.analysed else None  # one that only repeats the last decides nothing
         last = Scored(frame, score, tracker.active, ended)
         yield last
     if last is not None and (unended := tracker.finish()) is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moevision.datasets.video import grey_of, resized
 from moevision.imaging.video import Frame
 from moevision.tasks.anomaly.appearance import (
+    CHANNELS,
     MOVING_LEVELS,
     AppearanceEncoder,
     NormalAppearance,
@@ -123,13 +124,16 @@ class FrameAnalyser:
     def _measure(
         self, seen: list[NDArray[np.uint8]], now_HW: NDArray[np.uint8], grey_HW: NDArray[np.uint8], difference: Grid
     ) -> Measurement:
-        grids, frame_error, features_NC = {"difference": difference}, float("nan"), None
+        grids, frame_error = {"difference": difference}, float("nan")
+        features_NC = np.zeros((0, CHANNELS), np.float32) if self.collect else None
         moves = bool((difference > MOVING_LEVELS).any())
         values = {"difference": highest(difference)}
         if "flow" in self.streams:
             grids["flow"] = flow_grid(seen[-1], now_HW)
             values["flow"] = mean_of_highest(grids["flow"])
-        if self.collect or "appearance" in self.streams:
+        if "appearance" in self.streams:
+            grids["appearance"], values["appearance"] = np.zeros_like(difference), 0.0
+        if moves and (self.collect or "appearance" in self.streams):  # where nothing moves there is nothing to look at
             features_hwC, moving_hw = self._looks(grey_HW, difference)
             features_NC = features_hwC[moving_hw] if self.collect else None
             if self.normal is not None:

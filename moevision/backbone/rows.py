@@ -42,7 +42,7 @@ def by_rows(
         parts = [x[:, :, (top - above) * s : (bottom + halo) * s] for x, s in zip(maps, strides, strict=True)]
         part = function(*parts)
         if out is None:
-            shape, layout = (*part.shape[:2], first.shape[2], part.shape[3]), _layout(part)
+            shape, layout = (*part.shape[:2], first.shape[2], part.shape[3]), _layout(part, first)
             out = torch.empty(shape, dtype=part.dtype, memory_format=layout)
         place = out[:, :, top * strides[0] : bottom * strides[0]]
         place.copy_(part[:, :, above * strides[0] :][:, :, : place.shape[2]])
@@ -50,7 +50,10 @@ def by_rows(
     return out
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """Channels-last also for the one channel of which torch cannot tell."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+def _layout(part: Tensor, first: Tensor) -> torch.memory_format:
+    """Of a part; of one that could be of either (a single pixel, a single channel), of the first map."""
+    for x in (part, first):
+        last, plain = x.is_contiguous(memory_format=torch.channels_last), x.is_contiguous()
+        if last != plain:
+            return torch.channels_last if last else torch.contiguous_format
+    return torch.contiguous_format

@@ -75,24 +75,10 @@ def evaluate(
         kept = held_out(p.stem for p in train) or {p.stem for p in train}
         openers = [partial(open_source, str(p)) for p in train if p.stem in kept]
         site = fit_site(openers, descriptor, device=device, dtype=dtype)
-    source_hw, fps = site.source_size_hw, site.fps
-
-    def measured(paths: Sequence[Path], analyser: FrameAnalyser) -> list[list[Measurement]]:
-        return [_measure(path, analyser, source_hw) for path in paths]
-
-    normal = measured(train, FrameAnalyser(None, streams=MOTION, fps=fps))
-    common: dict[str, Any] = {"model": "", "model_sha256": "", "source_size_hw": source_hw, "fps": fps}
-    baselines = {
-        "frame_difference": calibrate(normal, streams=("difference",), **common),
-        "mb": calibrate(normal, streams=MOTION, **common),
-    }
-    clips = dict(
-        zip(
-            [p.stem for p in test],
-            measured(test, FrameAnalyser(model, normal=site.normal, fps=fps, device=device, dtype=dtype)),
-            strict=True,
-        )
-    )
+    source_hw = site.source_size_hw
+    baselines = _baselines(train, site)
+    analyser = FrameAnalyser(model, normal=site.normal, fps=site.fps, device=device, dtype=dtype)
+    clips = {path.stem: _measure(path, analyser, source_hw) for path in test}
     masks = read_masks(data, source_hw[1])
     _check_truth(clips, labels, masks, source_hw, data)
 
@@ -106,9 +92,8 @@ def evaluate(
     metrics["baselines"] = {name: _numbers(scored(by)) for name, by in baselines.items()}
     frame_mean = [ClipScores(n, np.array([m.frame_error for m in ms]), labels[n]) for n, ms in clips.items()]
     alone = {name: replace(site, streams={name: by}, score=Statistics(0, 1)) for name, by in site.streams.items()}
-    metrics["streams"] = {name: _numbers(scored(by)) for name, by in alone.items()} | {
-        "frame_mean": _numbers(frame_mean)
-    }
+    metrics["streams"] = {name: _numbers(scored(by)) for name, by in alone.items()}
+    metrics["streams"]["frame_mean"] = _numbers(frame_mean)
     low, median, high = bootstrap_gain(product, mb, honest)
     metrics["gain_over_mb"] = {"low": low, "median": median, "high": high}
     if masks:
@@ -118,6 +103,19 @@ def evaluate(
         "per_item": [as_json(_per_clip(clip)) for clip in product],
         "seconds": round(time.perf_counter() - began, 1), "version": moevision.__version__,
     }  # fmt: skip
+
+
+def _baselines(train: Sequence[Path], site: SiteCalibration) -> dict[str, SiteCalibration]:
+    """The scores that need no network, calibrated on all training clips."""
+    analyser = FrameAnalyser(None, streams=MOTION, fps=site.fps)
+    normal = [_measure(path, analyser, site.source_size_hw) for path in train]
+    streams = {"frame_difference": ("difference",), "mb": MOTION}
+    return {
+        name: calibrate(
+            normal, model="", model_sha256="", source_size_hw=site.source_size_hw, fps=site.fps, streams=chosen
+        )
+        for name, chosen in streams.items()
+    }
 
 
 def _measure(path: Path, analyser: FrameAnalyser, size_hw: tuple[int, int]) -> list[Measurement]:

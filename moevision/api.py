@@ -231,6 +231,9 @@ def detect(
 ) -> "Detection":  # fmt: skip
     """Find what does not belong in a video.
 
+    A source that breaks off after its first frames (damaged, lost, or of another size from there on) is no error: what
+    was found until then is returned and written, and `Detection.broken_off` says where and why.
+
     Args:
         source: a video file, a folder of pictures, `camera:0`, or an address that PyAV reads.
         site: what is normal there, from `moevision anomaly-fit`; None = the camera that the model was trained on.

@@ -7,15 +7,17 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import typer
+from rich.progress import TimeElapsedColumn
 
 import moevision
-from moevision.cli.common import logger, say, stderr_console
+from moevision.cli.common import logger, one_line, say
+from moevision.cli.progress import progress_line
 from moevision.engine.interrupts import Interruption
 from moevision.engine.ledger import Ledger, settings_hash
 from moevision.engine.names import IMAGE_SUFFIXES, shown
@@ -24,12 +26,14 @@ from moevision.engine.report import Report, check_report_path, items_of, write_r
 from moevision.engine.runner import Outcome, RunOptions, exit_code, remove_stale_parts, run
 from moevision.engine.task import JSON, Task
 from moevision.errors import UsageError
+from moevision.imaging.video import require_av
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Ending = Literal["completed", "interrupted"]
 _MOST_LISTED = 50
+_NAME_CHARACTERS = 30
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class BatchOptions:
     debug: bool = False
     maps: dict[str, Path] = field(default_factory=dict)
     """Where the task's maps go, by name: a folder, or a file name where there is one output."""
+    map_suffix: str = ".png"
+    """Of the maps that go to a folder."""
 
 
 def run_batch(
@@ -59,7 +65,7 @@ def run_batch(
     """Do everything one command was asked for and return the exit code.
 
     `settings` are the task's own; with the options that change an output's bytes they decide what `--resume` may skip.
-    `planner` is `plan`, or `plan_pairs` for a task that takes two pictures.
+    `planner` is `plan`, also with `videos=True` for a VideoTask, or `plan_pairs` for a task that takes two pictures.
     """
     began, started = time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if options.report is not None:
@@ -84,7 +90,8 @@ def run_batch(
         raise UsageError(
             "nothing to do: no image found; name image files, a folder that holds some, or a quoted pattern"
         )
-    maps = {kind: _map_place(kind, path, todo) for kind, path in options.maps.items()}
+    maps = {kind: _map_place(kind, path, todo, options.map_suffix) for kind, path in options.maps.items()}
+    _refuse_existing(todo.jobs, maps)
     if options.dry_run:
         return _show_plan(todo)
     outcomes: list[Outcome] = []
@@ -116,7 +123,7 @@ def expand_stdin(inputs: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _map_place(kind: str, path: Path, todo: Plan) -> Callable[[Job], Path]:
+def _map_place(kind: str, path: Path, todo: Plan, suffix: str) -> Callable[[Job], Path]:
     """Where the map of each job goes: the file itself for one job, else under a folder as the outputs under theirs."""
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
         if len(todo.jobs) > 1:
@@ -126,7 +133,17 @@ def _map_place(kind: str, path: Path, todo: Plan) -> Callable[[Job], Path]:
         raise UsageError(f"--{kind}-map {shown(path)}: not a folder; name a folder or a .png file")
     if os.path.realpath(path) == os.path.realpath(todo.root):
         raise UsageError(f"--{kind}-map {shown(path)}: the outputs go there; name another folder")
-    return lambda job: path / job.output.relative_to(todo.root).with_suffix(".png")
+    return lambda job: path / job.output.relative_to(todo.root).with_suffix(suffix)
+
+
+def _refuse_existing(jobs: Sequence[Job], maps: dict[str, Callable[[Job], Path]]) -> None:
+    """A map that cannot be written is known before the output that it belongs to is."""
+    for kind, place in maps.items():
+        for job in jobs:
+            if not (job.replaces or job.is_video) and os.path.lexists(place(job)):
+                raise UsageError(
+                    f"{shown(place(job))} ({kind}) already exists; use --on-exists overwrite or another folder"
+                )
 
 
 def _work(
@@ -136,17 +153,23 @@ def _work(
     """Run the jobs, appending to `outcomes`, which also holds what was done before an interruption or an error."""
     with Interruption() as interruption:
         try:
+            if any(job.is_video for job in todo.jobs):
+                require_av()
             task = make_task()
             _make_folder(todo.root)
             # One named file leaves no ledger beside it, unless --resume will need it.
             keeps_ledger = options.resume or not todo.names_file
             with (
                 Ledger(todo.root, fingerprint) if keeps_ledger else contextlib.nullcontext() as ledger,
-                _progress(len(todo.jobs), options) as progress,
+                # A long period, because one large picture may take minutes.
+                progress_line(TimeElapsedColumn(), quiet=options.quiet, period_s=900) as progress,
             ):
+                if progress is not None:
+                    progress.add_task("working", total=len(todo.jobs))
                 for stale in remove_stale_parts({todo.root, *(job.output.parent for job in todo.jobs)}):
                     logger.info("removed %s, left by a run that was killed", shown(stale))
-                results = run(todo.jobs, task, run_options, ledger=ledger, interruption=interruption)
+                shaped = replace(run_options, follow=_frames_shown(progress))
+                results = run(todo.jobs, task, shaped, ledger=ledger, interruption=interruption)
                 with contextlib.closing(results):
                     for outcome in results:
                         outcomes.append(outcome)
@@ -163,40 +186,23 @@ def _make_folder(folder: Path) -> None:
         raise UsageError(f"-o {shown(folder)}: cannot create this folder: {error.strerror}") from error
 
 
-@contextlib.contextmanager
-def _progress(total: int, options: BatchOptions) -> Iterator[Progress | None]:
-    """A bar with the time left, where stderr is a terminal."""
-    console = stderr_console()
-    if options.quiet or not console.is_terminal:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _frames_shown(progress: Progress | None) -> Callable[[Job, int, int | None], None]:
+    """Shows how far a video is on a line of its own below that of the jobs, which goes with its outcome."""
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # A long period, because one large picture may take minutes; stdout is ours, it may be a pipe.
-    with Progress(
-        *columns, console=console, speed_estimate_period=900, redirect_stdout=False, transient=True
-    ) as progress:
-        progress.add_task("working", total=total)
-        yield progress
+    def show(job: Job, frames: int, total: int | None) -> None:
+        if progress is not None:
+            if len(progress.task_ids) == 1:
+                progress.add_task(one_line(job.inputs[0].name)[-_NAME_CHARACTERS:], total=total)
+            progress.update(progress.task_ids[1], completed=frames)
+
+    return show
 
 
 def _show_outcome(outcome: Outcome, progress: Progress | None, options: BatchOptions) -> None:
     if progress is not None:
         progress.advance(progress.task_ids[0])
+        for task_id in progress.task_ids[1:]:
+            progress.remove_task(task_id)
     if outcome.status == "done":
         _print_result(outcome.job.output, progress, options)
         return

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from moevision.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from moevision.checkpoint import ModelDescriptor
+    from moevision.cli.progress import FrameProgress
     from moevision.imaging.sources import VideoSource
     from moevision.tasks.anomaly.predict import Detection, Scored
 
@@ -122,17 +123,20 @@ def detect(
 
     Writes scores.csv, events.json, heat.mp4 and scores.png (the plot) to the output folder; of several sources each to
     a folder of its own in there. Events are printed as they end. A source that cannot be read does not stop the others;
-    the exit code then is 3. Ctrl-C ends the source that is being read, and what was found until then is written.
+    the exit code then is 3. Of one that breaks off, or at Ctrl-C, what was found until then is written.
     """
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
     from moevision.api import anomaly_detector
+    from moevision.cli.progress import frame_progress
     from moevision.imaging.sources import open_source
     from moevision.tasks.anomaly.outputs import FILE_NAMES, DetectionWriter, parse_outputs
     from moevision.tasks.anomaly.predict import detect as run
 
     wanted = parse_outputs(outputs)
     overwrite = _overwrites(on_exists)
-    folders = _folders(sources, output, [FILE_NAMES[name] for name in wanted], overwrite=overwrite)
+    # To overwrite takes away what an earlier run wrote and this one does not.
+    touched = FILE_NAMES.values() if overwrite else [FILE_NAMES[name] for name in wanted]
+    folders = _folders(sources, output, touched, overwrite=overwrite)
     detector, threshold = anomaly_detector(
         model=model, site=site, device=device, precision=precision, false_alarms_per_hour=false_alarms_per_hour,
         p_value=p_value,
@@ -145,15 +149,21 @@ def detect(
     failed = 0
     for text, folder in zip(sources, folders, strict=True):
         try:
-            with open_source(text, fps=fps) as source, _stop_at_interrupt(source) as interrupted:
+            with (
+                open_source(text, fps=fps) as source,
+                _stop_at_interrupt(source) as interrupted,
+                frame_progress(quiet=quiet, duration_s=duration) as progress,
+            ):
                 if source.is_live and duration is None and text != sources[-1]:
                     raise UsageError(f"{source.name}: is live, what is named after it would wait; name it alone")
-                with DetectionWriter.for_source(folder, source, detector.site, threshold, wanted) as writer:
+                with DetectionWriter.for_source(
+                    folder, source, detector.site, threshold, wanted, clear=overwrite
+                ) as writer:
                     found = run(
                         source, detector, threshold, writer, keep_scores=False, duration_s=duration,
-                        say=None if quiet else _say_event(source.name),
+                        say=None if quiet else _follow(source, progress),
                     )  # fmt: skip
-                _summarise(source, found, writer.frames, quiet=quiet)
+            failed += _summarise(source, found, writer.frames, quiet=quiet)
             if interrupted:
                 if not quiet:
                     common.say("interrupted; what was found until then is written")
@@ -204,6 +214,7 @@ def anomaly_fit(
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
     from moevision.api import anomaly_precision
     from moevision.checkpoint import file_sha256, find_weights
+    from moevision.cli.progress import frame_progress
     from moevision.devices import pick_device
     from moevision.imaging.sources import open_source
     from moevision.tasks.anomaly.fit import fit_site
@@ -221,10 +232,11 @@ def anomaly_fit(
         descriptor, sha256 = _network(model, device), file_sha256(path)
         name = entry["name"] if entry else path.name
     torch_device = pick_device(device)
-    site = fit_site(
-        [partial(open_source, text, fps=fps) for text in sources], descriptor, model=name,
-        model_sha256=sha256, device=torch_device, dtype=anomaly_precision(torch_device, precision), say=say,
-    )  # fmt: skip
+    with frame_progress(quiet=quiet) as progress:
+        site = fit_site(
+            [partial(open_source, text, fps=fps) for text in sources], descriptor, model=name, model_sha256=sha256,
+            device=torch_device, dtype=anomaly_precision(torch_device, precision), say=say, seen=progress.show,
+        )  # fmt: skip
     site.write(output)
     if not quiet:
         typer.echo(str(output))
@@ -243,6 +255,8 @@ def _overwrites(on_exists: str) -> bool:
 
 def _folders(sources: list[str], output: Path, names: Collection[str], *, overwrite: bool) -> list[Path]:
     """One output folder a source, refused before any work where it is taken or where it would change a source."""
+    from moevision.imaging.sources import local_name
+
     folders = [output]
     if len(sources) > 1:
         called = [_called(text) for text in sources]
@@ -250,7 +264,7 @@ def _folders(sources: list[str], output: Path, names: Collection[str], *, overwr
         folded = [name.casefold() for name in called]  # some file systems do not tell A from a
         if doubled := sorted({name for name in folded if folded.count(name) > 1}):
             raise UsageError(f"-o {output}: several sources are called {doubled[0]}; detect them one by one")
-    inputs = {os.path.realpath(text) for text in sources}
+    inputs = {os.path.realpath(local_name(text)) for text in sources}
     for folder in (output, *folders):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"-o {folder}: not a folder; name a folder")
@@ -309,31 +323,38 @@ def _stop_at_interrupt(source: VideoSource) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _say_event(name: str) -> Any:
+def _follow(source: VideoSource, progress: FrameProgress) -> Callable[[Scored], None]:
+    """Shows how far the source is, and prints events as they end."""
     from moevision.tasks.anomaly.outputs import time_text
 
-    shown = common.one_line(name)
+    shown = common.one_line(source.name)
 
-    def say(scored: Scored) -> None:
+    def follow(scored: Scored) -> None:
+        progress.show(source, scored.score.number + 1)
         if (event := scored.ended) is not None:
             where = ""
             if event.boxes:
                 left, top, right, bottom, _ = event.boxes[0]
                 where = f", at {left},{top} to {right},{bottom}"
-            typer.echo(
+            progress.echo(
                 f"{shown}: {time_text(event.start_s)} to {time_text(event.end_s)}, score {event.peak_score:.2f}{where}"
             )
 
-    return say
+    return follow
 
 
-def _summarise(source: VideoSource, found: Detection, frames: int, *, quiet: bool) -> None:
-    if quiet:
-        return
-    parts = [_counted(frames, "frame"), _counted(len(found.events), "event")]
-    counts = {"dropped": source.dropped, "reconnects": source.reconnects, "disturbed": found.disturbed}
-    line = ", ".join(parts + [f"{n} {what}" for what, n in counts.items() if n])
-    common.say(f"{common.one_line(source.name)}: {line}")
+def _summarise(source: VideoSource, found: Detection, frames: int, *, quiet: bool) -> bool:
+    """Say what was found; returns whether the source broke off."""
+    shown = common.one_line(source.name)
+    if not quiet:
+        parts = [_counted(frames, "frame"), _counted(len(found.events), "event")]
+        counts = {"dropped": source.dropped, "reconnects": source.reconnects, "disturbed": found.disturbed}
+        line = ", ".join(parts + [f"{n} {what}" for what, n in counts.items() if n])
+        common.say(f"{shown}: {line}")
+    if found.broken_off is not None:
+        note = common.one_line(found.broken_off)
+        common.say(f"failed: {shown}: broke off {note} (the outputs reach until there)", style="red")
+    return found.broken_off is not None
 
 
 def _counted(number: int, what: str) -> str:

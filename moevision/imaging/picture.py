@@ -22,12 +22,15 @@ class Picture:
         alpha_HW: straight (not premultiplied) alpha of the same dtype, or None. No task touches it.
         metadata: EXIF, ICC profile and resolution.
         format: container the picture came from: "PNG", "JPEG", "WEBP", "TIFF" or "BMP".
+        palette: of a grey uint8 picture without alpha, whose values are no brightness: the colour (red, green, blue) of
+            each. PNG alone keeps it; reading never sets it, for a palette's picture is read as its colours.
     """
 
     pixels_HWC: np.ndarray
     alpha_HW: np.ndarray | None = None
     metadata: Metadata = field(default_factory=Metadata)
     format: str = "PNG"
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         pixels, alpha = self.pixels_HWC, self.alpha_HW

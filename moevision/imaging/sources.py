@@ -27,7 +27,16 @@ from moevision.imaging.picture import quantise, to_float_tile
 from moevision.imaging.read import FORMATS, ReadLimits, read_picture
 from moevision.imaging.video import MAX_PIXELS, VIDEO_SUFFIXES, Frame, VideoReader, require_av, stream_frames
 
-__all__ = ["LiveOptions", "LiveSource", "RecordedSource", "VideoSource", "natural_key", "open_source", "shown_address"]
+__all__ = [
+    "LiveOptions",
+    "LiveSource",
+    "RecordedSource",
+    "VideoSource",
+    "local_name",
+    "natural_key",
+    "open_source",
+    "shown_address",
+]
 
 _PICTURE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _SEGMENTED = (".m3u8", ".mpd")  # playlists: ten seconds of video arrive at once
@@ -42,6 +51,7 @@ class VideoSource(ABC):
         name: for logs and reports; of an address without user, password and query.
         fps: frames per second as stated; None where nobody states it.
         size_hw: of every frame, in pixels.
+        frame_count: how many frames there are, as stated; None where nobody states it.
         is_live: frames cannot be had again, and some may be missing.
         sound_path: a file that holds the sound that belongs to the frames, if there may be one.
         dropped: frames that the reader was too slow for. Live sources only.
@@ -54,6 +64,7 @@ class VideoSource(ABC):
     def __init__(self, name: str, fps: float | None) -> None:
         self.name, self.fps = name, fps
         self.size_hw = (0, 0)
+        self.frame_count: int | None = None
         self.sound_path: Path | None = None
         self.dropped = self.reconnects = 0
         self.restarted = False
@@ -116,11 +127,10 @@ def open_source(text: str, *, fps: float = 25.0, live: LiveOptions = _LIVE) -> V
     """
     if not (fps > 0 and math.isfinite(fps)):
         raise UsageError(f"fps is {fps}; use a number above 0")
-    if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
-    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    text = local_name(text)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return _open_address(text, live)
-    elif text.startswith("camera:"):
+    if text.startswith("camera:"):
         return _open_camera(text, live)
     path = Path(text)
     if path.is_dir():
@@ -128,6 +138,11 @@ def open_source(text: str, *, fps: float = 25.0, live: LiveOptions = _LIVE) -> V
     if path.exists() and not path.is_file():  # a pipe would block for ever
         raise InputError(f"{text}: is not a regular file; name a video file, a folder, camera:0 or a URL")
     return RecordedSource.from_file(path)
+
+
+def local_name(text: str) -> str:
+    """The path of a `file://` URL; any other text as it is."""
+    return url2pathname(urlsplit(text).path) if text.startswith("file://") else text
 
 
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
@@ -184,12 +199,16 @@ class RecordedSource(VideoSource):
         pictures = sorted((n for n in names if Path(n).suffix.lower() in _PICTURE_SUFFIXES), key=natural_key)
         if not pictures:
             raise InputError(f"{folder}: holds no picture; choose a folder of {', '.join(FORMATS)} files")
-        return cls(str(folder), fps, _folder_frames([folder / name for name in pictures], fps))
+        source = cls(str(folder), fps, _folder_frames([folder / name for name in pictures], fps))
+        source.frame_count = len(pictures)
+        return source
 
     @classmethod
     def _from_reader(cls, reader: VideoReader) -> RecordedSource:
         fps = float(reader.rate) if reader.rate else None
-        return cls(reader.name, fps, reader.frames(whole=True), reader.close)
+        source = cls(reader.name, fps, reader.frames(whole=True), reader.close)
+        source.frame_count = reader.frame_count
+        return source
 
     def _read(self) -> Frame:
         if self._closed:

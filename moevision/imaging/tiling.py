@@ -65,7 +65,7 @@ def raised_cosine(length_px: int, ramp_px: int) -> np.ndarray:
     return window
 
 
-def _blend_weights(length: int, spans: list[tuple[int, int]], ramp_px: int) -> list[np.ndarray]:
+def blend_weights(length: int, spans: list[tuple[int, int]], ramp_px: int) -> list[np.ndarray]:
     """One weight vector (float32) per span; at every position the weights of all spans add up to one."""
     windows = [raised_cosine(stop - start, ramp_px) for start, stop in spans]
     total = np.zeros(length)
@@ -99,8 +99,8 @@ def map_tiles(
     """
     height, width = pixels_HWC.shape[:2]
     rows = plan_tiles(height, width, tile_px, overlap_px, multiple_px)
-    weights_y = _blend_weights(height, [(row[0].y0, row[0].y1) for row in rows], overlap_px)
-    weights_x = _blend_weights(width, [(tile.x0, tile.x1) for tile in rows[0]], overlap_px)
+    weights_y = blend_weights(height, [(row[0].y0, row[0].y1) for row in rows], overlap_px)
+    weights_x = blend_weights(width, [(tile.x0, tile.x1) for tile in rows[0]], overlap_px)
     band = np.zeros((max(row[0].y1 - row[0].y0 for row in rows), width, 3), np.float32)
     for index, row in enumerate(rows):
         for tile, weight_x in zip(row, weights_x, strict=True):

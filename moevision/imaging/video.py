@@ -115,6 +115,11 @@ class VideoReader:
         if count == 0:
             raise InputError(f"{self.name}: holds no frame; choose another file")
 
+    @property
+    def frame_count(self) -> int | None:
+        """As the header states it, or its length and rate; None where it does not."""
+        return self._stream.frames or round(self._stated_s() * float(self.rate or 0)) or None
+
     def _stated_s(self) -> float:
         """How long the header says the video stream is; 0 where it does not."""
         stream = self._stream

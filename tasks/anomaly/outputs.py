@@ -78,6 +78,7 @@ class DetectionWriter:
         sound_from: a file whose sound goes with the heat video.
         outputs: which files are wanted.
         facts: more to write into `events.json`; the attribute of that name may be added to until the end.
+        clear: at the end take away what an earlier run wrote and this one does not: a folder never mixes two runs.
 
     Raises:
         UsageError: an unknown output. InputError: the folder cannot be written. MissingExtraError: the heat video is
@@ -96,6 +97,7 @@ class DetectionWriter:
         sound_from: Path | None = None,
         outputs: Collection[Output] = ALL_OUTPUTS,
         facts: Mapping[str, JSON] | None = None,
+        clear: bool = False,
     ) -> None:
         _check(outputs)
         self.folder, self.outputs = Path(folder), frozenset(outputs)
@@ -104,6 +106,7 @@ class DetectionWriter:
         self._source, self._fps, self._streams, self._sound_from = source, fps, tuple(streams), sound_from
         self._threshold, self._threshold_from = threshold, threshold_from
         self.facts: dict[str, JSON] = dict(facts or {})
+        self._clear = clear
         self._curve = Curve()
         self._part = self.folder
         self._table: IO[str] | None = None
@@ -113,7 +116,7 @@ class DetectionWriter:
     @classmethod
     def for_source(
         cls, folder: Path, source: VideoSource, site: SiteCalibration, threshold: Threshold,
-        outputs: Collection[Output] = ALL_OUTPUTS,
+        outputs: Collection[Output] = ALL_OUTPUTS, *, clear: bool = False,
     ) -> DetectionWriter:  # fmt: skip
         """A writer for an open source, with what the report says of the calibration."""
         return cls(
@@ -130,6 +133,7 @@ class DetectionWriter:
                 "model": site.model,
                 "normal_hours": round(site.hours, 4),
             },
+            clear=clear,
         )
 
     def __enter__(self) -> DetectionWriter:
@@ -207,10 +211,12 @@ class DetectionWriter:
             times_s, scores = self._curve.points()
             plot_HWC = draw_plot(times_s, scores, self._threshold, self.events, title=self._source)
             write_picture(picture_from_array(plot_HWC), self._part / FILE_NAMES["plot"], on_exists="overwrite")
-        for output in ALL_OUTPUTS:
-            part = self._part / FILE_NAMES[output]
-            if part.exists():  # a source without frames has no video
-                os.replace(part, self.folder / part.name)
+        written = [name for name in FILE_NAMES.values() if (self._part / name).exists()]  # no video without frames
+        for name in written:
+            os.replace(self._part / name, self.folder / name)
+        for name in FILE_NAMES.values() if self._clear else ():
+            if name not in written and (self.folder / name).is_file():
+                (self.folder / name).unlink()
 
 
 class Curve:

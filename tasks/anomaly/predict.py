@@ -9,11 +9,20 @@ from moevision.imaging.sources import VideoSource
 from moevision.imaging.video import Frame
 from moevision.tasks.anomaly.calibration import Threshold
 from moevision.tasks.anomaly.detector import AnomalyDetector
+from moevision.tasks.anomaly.drawing import time_text
 from moevision.tasks.anomaly.events import Event, EventTracker
 from moevision.tasks.anomaly.outputs import DetectionWriter
 from moevision.tasks.anomaly.scores import FrameScore
 
 _LEAST_RATE = 0.8  # of the frames a second that the site was calibrated at
+
+
+class BrokenOffError(InputError):
+    """A source is damaged, lost, or changes its shape, after frames that were scored; `note` says where and how."""
+
+    def __init__(self, name: str, note: str) -> None:
+        super().__init__(f"{name}: broke off {note}")
+        self.note = note
 
 
 class Scored(NamedTuple):
@@ -35,6 +44,8 @@ class Detection:
         events: in order.
         dropped: frames of a live source that came faster than they could be scored.
         disturbed: frames in which the whole picture changed.
+        broken_off: where and why the source could not be read to its end, such as "at 0:00:02.000: ..."; all else then
+            is what was found until there. None if it could.
     """
 
     threshold: Threshold
@@ -43,6 +54,7 @@ class Detection:
     events: list[Event] = field(default_factory=list)
     dropped: int = 0
     disturbed: int = 0
+    broken_off: str | None = None
 
 
 def scored_frames(
@@ -50,31 +62,36 @@ def scored_frames(
 ) -> Iterator[Scored]:
     """Every frame of the source with its score; the last one may come twice, with the event that its end ends.
 
-    Frames from `duration_s` on are left out. Raises InputError where the source is damaged, its shape is not the
-    calibrated one, or it has too few frames a second, UsageError for a duration that is not positive.
+    Frames from `duration_s` on are left out. Raises InputError where the source's shape is not the calibrated one or it
+    has too few frames a second, BrokenOffError at the end where it cannot be read further, UsageError for a duration
+    that is not positive.
     """
     if duration_s is not None and not duration_s > 0:
         raise UsageError(f"duration is {duration_s}; use a number of seconds above 0")
-    detector.check_size(source.size_hw, source.name)
-    if source.fps is not None and source.fps < _LEAST_RATE * detector.site.fps:
-        raise InputError(
-            f"{source.name}: {source.fps:.3g} frames a second, but the calibration was made at "
-            f"{detector.site.fps:.3g}; fit one for this camera with moevision anomaly-fit"
-        )
+    _check_source(source, detector)
     detector.restart()
     tracker = EventTracker(threshold.value)
     last: Scored | None = None
-    for number, frame in enumerate(source):
-        if duration_s is not None and round(frame.time_s, 6) >= duration_s:
-            break
-        if source.restarted:
-            detector.restart()
-        score = replace(detector.push(frame), number=number)  # a detector counts on from source to source
-        ended = tracker.push(score) if score.analysed else None  # one that only repeats the last decides nothing
-        last = Scored(frame, score, tracker.active, ended)
-        yield last
+    broken: InputError | None = None
+    try:
+        for number, frame in enumerate(source):
+            if duration_s is not None and round(frame.time_s, 6) >= duration_s:
+                break
+            if source.restarted:
+                detector.restart()
+            score = replace(detector.push(frame), number=number)  # a detector counts on from source to source
+            ended = tracker.push(score) if score.analysed else None  # one that only repeats the last decides nothing
+            last = Scored(frame, score, tracker.active, ended)
+            yield last
+    except InputError as error:
+        if last is None:
+            raise
+        broken = error
     if last is not None and (unended := tracker.finish()) is not None:
         yield last._replace(ended=unended)
+    if last is not None and broken is not None:
+        reason = str(broken).removeprefix(f"{source.name}: ")
+        raise BrokenOffError(source.name, f"at {time_text(last.score.time_s)}: {reason}") from broken
 
 
 def detect(
@@ -82,6 +99,8 @@ def detect(
     keep_scores: bool = True, duration_s: float | None = None, say: Callable[[Scored], None] | None = None,
 ) -> Detection:  # fmt: skip
     """Score a whole source, or a live one for a while.
+
+    One that breaks off after its first frames ends there, which is noted in what is returned and in the report.
 
     Args:
         source: open.
@@ -92,27 +111,40 @@ def detect(
         duration_s: stop after so much time of the source.
         say: called after every frame.
 
-    Raises as `scored_frames`.
+    Raises as `scored_frames`, but for BrokenOffError.
     """
     found = Detection(threshold)
     number = -1
-    for scored in scored_frames(source, detector, threshold, duration_s):
-        if scored.score.number != number:  # the last frame comes again with the event that its end ends
-            number = scored.score.number
-            found.disturbed += scored.score.disturbed and scored.score.analysed
-            if keep_scores:
-                found.times_s.append(scored.score.time_s)
-                found.scores.append(scored.score.score)
-            if writer is not None:
-                writer.write(scored.frame, scored.score, scored.alarm)
-        if scored.ended is not None:
-            found.events.append(scored.ended)
-            if writer is not None:
-                writer.event(scored.ended)
-        if say is not None:
-            say(scored)
+    try:
+        for scored in scored_frames(source, detector, threshold, duration_s):
+            if scored.score.number != number:  # the last frame comes again with the event that its end ends
+                number = scored.score.number
+                found.disturbed += scored.score.disturbed and scored.score.analysed
+                if keep_scores:
+                    found.times_s.append(scored.score.time_s)
+                    found.scores.append(scored.score.score)
+                if writer is not None:
+                    writer.write(scored.frame, scored.score, scored.alarm)
+            if scored.ended is not None:
+                found.events.append(scored.ended)
+                if writer is not None:
+                    writer.event(scored.ended)
+            if say is not None:
+                say(scored)
+    except BrokenOffError as error:
+        found.broken_off = error.note
     found.dropped = source.dropped
     if writer is not None:
         writer.facts["dropped_frames"], writer.facts["reconnects"] = source.dropped, source.reconnects
-        writer.facts["disturbed_frames"] = found.disturbed
+        writer.facts["disturbed_frames"], writer.facts["broken_off"] = found.disturbed, found.broken_off
     return found
+
+
+def _check_source(source: VideoSource, detector: AnomalyDetector) -> None:
+    """Raises InputError for a source that the calibration says nothing of."""
+    detector.check_size(source.size_hw, source.name)
+    if source.fps is not None and source.fps < _LEAST_RATE * detector.site.fps:
+        raise InputError(
+            f"{source.name}: {source.fps:.3g} frames a second, but the calibration was made at "
+            f"{detector.site.fps:.3g}; fit one for this camera with moevision anomaly-fit"
+        )

@@ -1,8 +1,11 @@
 """`moevision detect`, `anomaly-fit`, `evaluate anomaly` and `train anomaly` on small videos made in code."""
 
+import contextlib
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,16 +13,19 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import moevision
 from moevision.checkpoint import save_model
 from moevision.cli.main import app
+from moevision.cli.progress import frame_progress
 from moevision.errors import InputError, UsageError
 from moevision.imaging.sources import VideoSource
 from moevision.imaging.video import Frame, VideoReader, VideoWriter
@@ -256,9 +262,7 @@ def test_without_a_site_the_shipped_model_brings_its_own(here):
         ("missing.mp4", "cannot be read as a video (No such file or directory)"),
         ("junk.mp4", "cannot be read as a video"),
         ("headless.mp4", "cannot be read as a video"),
-        ("short.mkv", "before its end; copy it again or cut it"),
         ("empty.avi", "holds no frame"),
-        ("mixed", "frame 9 is 48x32 after frames of 64x48"),
         ("upright.mp4", "frames of 48x64, but the calibration was made on 64x48"),
         ("small.mp4", "frames of 32x24, but the calibration was made on 64x48"),
         ("slow.mp4", "5 frames a second, but the calibration was made at 10"),
@@ -270,16 +274,11 @@ def test_a_source_that_cannot_be_used_is_one_line_and_leaves_nothing(here, sourc
         Path(source).write_bytes(b"no video" * 100)
     elif source == "headless.mp4":
         Path(source).write_bytes(Path("yard.mp4").read_bytes()[:4000])
-    elif source == "short.mkv":
-        write_video(here / "whole.mkv", 60, 2)
-        Path(source).write_bytes(Path("whole.mkv").read_bytes()[:-3000])
     elif source == "empty.avi":
         with av.open(source, "w") as target:
             stream = target.add_stream("libx264", rate=10)
             stream.height, stream.width, stream.pix_fmt = *SIZE_HW, "yuv420p"
             target.start_encoding()
-    elif source == "mixed":
-        write_pictures(here / source, [SIZE_HW] * 9 + [(32, 48)] * 9)
     elif source == "upright.mp4":
         write_video(here / source, 12, size_hw=SIZE_HW[::-1])
     elif source == "small.mp4":
@@ -307,6 +306,136 @@ def test_one_bad_source_of_several_fails_alone(here):
     assert names("out") == ["normal-0", "yard"]
     assert names("out/yard") == names("out/normal-0") == ALL
     assert result.stdout.startswith("yard.mp4: ")
+
+
+# Sources that break off
+
+
+def broken_source(kind):
+    """A recording of 60 frames with something unusual in those of PASSES, of which the last cannot be read."""
+    if kind in ("mixed", "spoilt"):
+        sizes = [(32, 48) if kind == "mixed" and number >= 40 else SIZE_HW for number in range(42)]
+        Path(kind).mkdir()
+        for number, size_hw in enumerate(sizes):
+            Image.fromarray(picture(number, 2, size_hw, PASSES)).save(f"{kind}/f{number}.png")
+        if kind == "spoilt":
+            Path("spoilt/f40.png").write_bytes(b"no picture")
+        return kind
+    name = "torn.mp4" if kind == "torn" else f"short.{kind}"
+    options = {"movflags": "faststart"} if kind == "mp4" else {}  # else its table of contents is lost with the end
+    with av.open(name, "w", options=options) as target:
+        stream = target.add_stream("libx264", rate=10, options={"g": "5", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE_HW, "yuv420p"
+        for number in range(60):
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, 2, fast=PASSES), format="rgb24")))
+        target.mux(stream.encode(None))
+    data = bytearray(Path(name).read_bytes())
+    at = len(data) // 2
+    if kind == "torn":
+        data[at : at + 500] = np.random.default_rng(1).bytes(500)
+    Path(name).write_bytes(data if kind == "torn" else data[:at])
+    return name
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4", "torn", "mixed", "spoilt"])
+def test_of_a_recording_that_breaks_off_what_was_found_until_then_is_written_and_the_others_are_done(here, kind):
+    source = broken_source(kind)
+    options = ["--site", "site.json", "--fps", "10"]
+    result = moevision_cli("detect", source, "normal-0.mp4", "-o", "out", *options)
+    assert result.exit_code == 3, result.output
+    folder = Path("out", Path(source).stem)
+    assert names(folder) == names("out/normal-0") == ALL
+    assert report("out/normal-0")["broken_off"] is None
+    table, found = rows(folder), report(folder)
+    assert found["frames"] == len(table)
+    assert 10 < len(table) < 60
+    at = f"0:00:0{float(table[-1]['time_s']):.3f}"
+    assert found["broken_off"].startswith(f"at {at}: ")
+    (line,) = (x for x in result.stderr.splitlines() if "failed" in x)
+    assert line == f"failed: {source}: broke off {found['broken_off']} (the outputs reach until there)"
+    with VideoReader(folder / "heat.mp4") as video:
+        assert len(list(video.frames(whole=True))) == len(table)
+    python = moevision.detect(source, site="site.json", fps=10.0, output="py")
+    assert (python.broken_off, len(python.scores)) == (found["broken_off"], len(table))
+    for name in ("scores.csv", "events.json"):
+        assert Path("py", name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_event_that_is_on_where_a_recording_breaks_off_is_found(here):
+    result = moevision_cli("detect", broken_source("mixed"), "-o", "out", "--site", "site.json", "--fps", "10", "-q")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "frame 40 is 48x32 after frames of 64x48" in result.stderr, "an error, which --quiet does not silence"
+    (event,) = report("out")["events"]
+    assert (event["start_frame"], event["end_frame"]) == (PASSES[0], 39)
+
+
+# Progress
+
+
+def test_on_a_terminal_one_line_a_source_shows_frames_rate_and_time_left(here):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = ["detect", "yard.mp4", "normal-0.mp4", "-o", "out", "--site", "site.json", "--outputs", "scores"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *command], stdout=-1, stderr=theirs, env={**os.environ, "COLUMNS": "90"}
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(ours, 4096):
+                shown += part
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        os.close(ours)
+    assert process.returncode == 0, shown
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"yard\.mp4 .* 60/60 [0-9.]+ frames/s 0:00:00", text)
+    assert re.search(r"normal-0\.mp4 .* 50/50 [0-9.]+ frames/s 0:00:00", text)
+    (line,) = output.decode().splitlines()
+    assert line.startswith("yard.mp4: 0:00:03")
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What stands on a terminal of 100 columns that stderr is said to be."""
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100, color_system=None)
+    monkeypatch.setattr("moevision.cli.progress.stderr_console", lambda: console)
+    streams = SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True), stdout=sys.stdout)
+    monkeypatch.setattr("moevision.cli.progress.sys", streams)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (["detect", "yard.mp4", "-o", "out", "--site", "site.json", "--duration", "2.45"], ["yard.mp4 ", " 25/25 "]),
+        (["detect", "frames", "-o", "out", "--site", "site.json"], ["frames ", " 12/12 "]),
+        (["anomaly-fit", "normal-0.mp4", "-o", "fit.json", "--model", "none"], ["normal-0.mp4 ", " 50/50 "]),
+    ],
+)  # fmt: skip
+def test_progress_goes_to_the_end_of_what_is_read_and_is_not_shown_to_who_wants_quiet(here, terminal, command, wanted):
+    write_pictures(here / "frames", [SIZE_HW] * 12)
+    done(*command)
+    assert all(words in terminal.getvalue() for words in wanted), terminal.getvalue()
+    terminal.truncate(0)
+    done(*command, "--on-exists", "overwrite", "--quiet")
+    assert terminal.getvalue().strip("\0") == ""
+
+
+def test_of_a_live_source_the_frames_are_counted_without_an_end(terminal):
+    with frame_progress(quiet=False, duration_s=60) as progress:
+        for frames in range(1, 4):
+            progress.show(_Endless(), frames)
+    assert "camera:7" in terminal.getvalue()
+    assert " 3/? " in terminal.getvalue()
+
+
+def test_without_a_terminal_no_progress_is_shown(here):
+    result = done("detect", "yard.mp4", "-o", "out", "--site", "site.json", "--outputs", "scores")
+    assert [line.split()[0] for line in result.stderr.splitlines()] == ["threshold", "yard.mp4:"]
 
 
 # Requests that cannot be carried out
@@ -361,8 +490,30 @@ def test_outputs_that_exist_are_kept_unless_asked(here):
     done(*command, "--on-exists", "overwrite")
     assert names("out") == sorted([*ALL, "notes.txt"])
     assert Path("out/notes.txt").read_text() == "mine"
-    again = moevision_cli("detect", "out/heat.mp4", "-o", "out", "--site", "site.json", "--on-exists", "overwrite")
-    refused(again, 2, "a source would be changed")
+
+
+def test_overwritten_outputs_are_of_one_run_and_nothing_else_is_touched(here):
+    command = ["detect", "yard.mp4", "-o", "out", "--site", "site.json", "--on-exists", "overwrite"]
+    done(*command)
+    Path("out/notes.txt").write_text("mine")
+    Path("out/heat.mkv").write_text("mine")
+    before = report("out")
+    refused(moevision_cli(*command[:1], "missing.mp4", *command[2:]), 3, "No such file")
+    assert report("out") == before, "what failed takes nothing away"
+    done(*command, "--outputs", "events,scores")
+    assert names("out") == ["events.json", "heat.mkv", "notes.txt", "scores.csv"]
+
+
+@pytest.mark.parametrize("outputs", ["scores", "heat"])
+@pytest.mark.parametrize("url", [False, True])
+def test_a_source_that_lies_where_outputs_are_replaced_or_taken_away_is_refused(here, outputs, url):
+    done("detect", "yard.mp4", "-o", "out", "--site", "site.json", "--outputs", "heat")
+    heat = Path("out/heat.mp4")
+    before = heat.read_bytes()
+    source = heat.absolute().as_uri() if url else heat
+    options = ["--site", "site.json", "--outputs", outputs, "--on-exists", "overwrite"]
+    refused(moevision_cli("detect", source, "-o", "out", *options), 2, "a source would be changed")
+    assert heat.read_bytes() == before
 
 
 class _Endless(VideoSource):

@@ -59,6 +59,12 @@ def test_uneven_frame_times_are_kept(tmp_path, suffix):
         assert [frame.time_s for frame in source] == pytest.approx(times, abs=0.002)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_file_says_how_many_frames_it_holds(tmp_path, suffix):
+    with open_source(str(write(tmp_path / f"a{suffix}", noisy(12)))) as source:
+        assert source.frame_count == 12
+
+
 def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "12:30:00.mp4", [flat(0)] * 3)
@@ -188,7 +194,7 @@ def test_a_folder_gives_its_pictures_in_natural_order_as_8_bit_rgb(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / ".hidden.png").write_bytes(b"x")
     with open_source(str(tmp_path), fps=5) as source:
-        assert (source.fps, source.size_hw, source.sound_path) == (5, (48, 64), None)
+        assert (source.fps, source.size_hw, source.frame_count, source.sound_path) == (5, (48, 64), 5, None)
         frames = list(source)
     assert [int(frame.pixels_HWC[0, 0, 0]) for frame in frames] == [10, 20, 100, 110, 120]
     assert [frame.time_s for frame in frames] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])

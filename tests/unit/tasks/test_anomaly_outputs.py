@@ -90,6 +90,24 @@ def test_only_what_is_wanted_is_written_and_older_files_are_replaced(tmp_path):
     assert (tmp_path / "scores.csv").read_text().startswith("frame,")
 
 
+def test_who_clears_leaves_the_files_of_one_run_and_whatever_else_lies_there(tmp_path):
+    for name in ("scores.csv", "events.json", "scores.png", "notes.txt", "heat.avi"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "heat.mp4").mkdir()
+    with writer(tmp_path, outputs=("scores",), clear=True) as target:
+        fill(target)
+        assert (tmp_path / "events.json").read_text() == "old", "not before all is complete"
+    assert names(tmp_path) == ["heat.avi", "heat.mp4", "notes.txt", "scores.csv"]
+    assert (tmp_path / "scores.csv").read_text().startswith("frame,")
+
+
+def test_who_clears_and_fails_takes_nothing_away(tmp_path):
+    (tmp_path / "events.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(writer(tmp_path, outputs=("scores",), clear=True))
+    assert names(tmp_path) == ["events.json"]
+
+
 def interrupted(target):
     with target:
         fill(target)

@@ -21,7 +21,7 @@ from moevision.tasks.anomaly.calibration import SiteCalibration, Statistics, Thr
 from moevision.tasks.anomaly.detector import AnomalyDetector, boxes_of
 from moevision.tasks.anomaly.fit import PRODUCT, fit_site, measure
 from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutNet, Prediction
-from moevision.tasks.anomaly.predict import detect, scored_frames
+from moevision.tasks.anomaly.predict import BrokenOffError, detect, scored_frames
 from moevision.tasks.anomaly.streams import FrameAnalyser, Measurement
 
 HEIGHT, WIDTH, FPS = 96, 128, 10.0
@@ -478,6 +478,38 @@ def test_what_looked_at_footage_with_too_little_in_it_is_refused(descriptor):
         fit_site([opener(recording(12, moving=False))] * 2, descriptor, model="m", model_sha256="s")
 
 
+@pytest.mark.parametrize(("count", "fps", "words"), [
+    (20, 10.0, "20 frames (2.0 s at 10 frames a second)"), (50, 20.0, "25 frames (2.5 s at 10 frames a second)"),
+])  # fmt: skip
+def test_a_single_clip_of_few_frames_is_refused_with_what_was_read_and_what_is_needed(descriptor, count, fps, words):
+    clip = [replace(frame, time_s=number / fps) for number, frame in enumerate(recording(count))]
+    with pytest.raises(InputError) as caught:
+        fit_site([opener(clip, fps=fps)], descriptor, model="m", model_sha256="s")
+    assert f"{words} of normal footage were read" in str(caught.value)
+    assert "of a single recording 26 (2.6 s) are the least" in str(caught.value)
+    assert "name a longer one, or several" in str(caught.value)
+
+
+def test_where_all_that_moves_is_in_one_part_or_clip_the_message_says_so(descriptor):
+    pauses = recording(60, moving=False)
+    pauses[25:50] = [replace(f, time_s=g.time_s) for f, g in zip(recording(25), pauses[25:50], strict=True)]
+    for clips, what in (([pauses], "part"), ([recording(30), recording(30, moving=False)], "recording")):
+        with pytest.raises(
+            InputError, match=rf"60 frames \(6.0 s .*[0-9]+ of the [0-9]+ places.*in one {what}; name more"
+        ):
+            fit_site([opener(clip) for clip in clips], descriptor, model="m", model_sha256="s")
+
+
+def test_who_watches_a_fit_sees_every_frame_that_is_read(descriptor):
+    read = []
+    clips = [opener(recording(30, seed=n), name=f"clip {n}") for n in range(2)]
+    fit_site(
+        clips, descriptor, model="m", model_sha256="s",
+        seen=lambda source, frames: read.append((source.name, frames)),
+    )  # fmt: skip
+    assert read == 2 * [(f"clip {n}", frames) for n in range(2) for frames in range(1, 31)]
+
+
 # Detection
 
 
@@ -717,6 +749,35 @@ def test_detection_can_end_early_and_keep_no_scores(site):
     for duration_s in (0.0, -1.0):
         with pytest.raises(UsageError, match="above 0"):
             detect(source(UNUSUAL[:5]), AnomalyDetector(site, None), Threshold(9, 9, 9, ""), duration_s=duration_s)
+
+
+def broken(frames):
+    yield from frames
+    raise InputError("door: the film tore; mend it")
+
+
+def test_a_source_that_breaks_off_ends_there_and_its_open_event_is_found(site):
+    threshold = site.threshold_for_rate(1)
+    detector = AnomalyDetector(site, None)
+    scored = scored_frames(RecordedSource("door", FPS, broken(UNUSUAL[:25])), detector, threshold)
+    assert [next(scored).score.number for _ in range(26)] == [*range(25), 24]
+    with pytest.raises(BrokenOffError, match=r"^door: broke off at 0:00:02.400: the film tore; mend it$"):
+        next(scored)
+    found = detect(RecordedSource("door", FPS, broken(UNUSUAL[:25])), detector, threshold)
+    whole = detect(source(UNUSUAL[:25]), detector, threshold)
+    assert (found.broken_off, whole.broken_off) == ("at 0:00:02.400: the film tore; mend it", None)
+    assert replace(found, broken_off=None, scores=[]) == replace(whole, scores=[])
+    np.testing.assert_array_equal(found.scores, whole.scores)
+    assert len(found.events) == 1
+
+
+def test_what_cannot_be_written_is_no_source_that_broke_off(site):
+    def full(_):
+        raise InputError("out: cannot be written (No space left on device)")
+
+    with pytest.raises(InputError, match="No space left") as caught:
+        detect(source(UNUSUAL[:8]), AnomalyDetector(site, None), Threshold(9, 9, 9, ""), say=full)
+    assert not isinstance(caught.value, BrokenOffError)
 
 
 def darkened():

@@ -3,9 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from moevision.backbone.inverted import PYRAMID_CHANNELS, PYRAMID_STRIDES
+
 ExpertKind = Literal["film", "film-linear", "ffn", "dense"]
 ScorerKind = Literal["linear", "exact", "repaired", "literal"]
 MixerKind = Literal["transposed", "attention"]
+ConvKind = Literal["gated", "inverted"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,18 @@ class MoEConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Stem, two convolutional stages (strides 2 and 4) and one attention stage with MoE FFNs (stride 8).
+    """Stem, convolutional stages, and one attention stage with MoE FFNs at the coarsest stride.
 
     Attributes:
         in_channels: channels of the input picture.
-        width: channels C at stride 2; 2 C at stride 4, 4 C at stride 8.
+        width: channels C at stride 2; 2 C at stride 4, 4 C at the attention stage.
         conv_blocks: gated convolution blocks at strides 2 and 4.
-        attention_blocks: attention + MoE blocks at stride 8.
+        attention_blocks: attention + MoE blocks.
         mixer: "transposed" (attention between channels, linear cost) or "attention" (softmax between positions).
         heads: attention heads.
         moe: the feed-forward part.
+        conv: "gated", gated convolution blocks at strides 2 and 4 with the attention stage at stride 8; or "inverted",
+            the pyramid of `inverted` up to stride 16, whose channels are given, with the attention stage there.
     """
 
     in_channels: int = 3
@@ -57,11 +62,19 @@ class BackboneConfig:
     mixer: MixerKind = "transposed"
     heads: int = 4
     moe: MoEConfig = field(default_factory=MoEConfig)
+    conv: ConvKind = "gated"
 
     @property
-    def stage_channels(self) -> tuple[int, int, int]:
-        """Channels of the returned features at strides 2, 4 and 8."""
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the returned features, one a stride of `strides`."""
+        if self.conv == "inverted":
+            return (*PYRAMID_CHANNELS[:-1], 4 * self.width)
         return self.width, 2 * self.width, 4 * self.width
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the returned features."""
+        return PYRAMID_STRIDES if self.conv == "inverted" else (2, 4, 8)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the header of a weights file."""

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def fit(
     *,
     validate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     companion: nn.Module | None = None,
+    rates: Mapping[str, float] | None = None,
     resume: bool = False,
     say: Callable[[str], None] = _LOG.info,
 ) -> nn.Module:
@@ -90,6 +91,7 @@ def fit(
         out: run folder: checkpoint.pt, plateau.pt, log.csv, validation.csv, config.json.
         validate: (averaged model, step) -> named numbers for validation.csv.
         companion: what the recipe keeps beside the model; its state is saved and resumed with it, and not trained.
+        rates: by the beginning of a parameter's name, what its learning rate is multiplied by; 1 for all others.
         resume: continue from `out/checkpoint.pt`. `config.steps` may differ from the interrupted run's: the learning
             rate follows the new cosine from there.
         say: receives one progress line every `log_every` steps.
@@ -99,8 +101,9 @@ def fit(
     """
     checkpoint = _open_run(out, config, resume)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+        _groups(model, rates or {}), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
+        fused=True,
+    )  # fmt: skip
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_ema_with_warmup(config.ema_decay))
     companion = companion if companion is not None else nn.Module()
     start = _load(checkpoint, model, average, optimizer, companion) if resume else 0
@@ -143,6 +146,15 @@ def _open_run(out: Path, config: LoopConfig, resume: bool) -> Path:
     return checkpoint
 
 
+def _groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters by their rate; one group where all learn alike."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = next((rate for beginning, rate in rates.items() if name.startswith(beginning)), 1.0)
+        by_rate.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "rate": rate} for rate, parameters in by_rate.items()]
+
+
 def _step(
     model: nn.Module,
     losses_of: Callable[[nn.Module, int], dict[str, Tensor]],
@@ -151,7 +163,7 @@ def _step(
     config: LoopConfig,
 ) -> dict[str, float]:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(step, config)
+        group["lr"] = group["rate"] * learning_rate_at(step, config)
     torch.manual_seed(config.seed * 1_000_003 + step)  # the step alone decides every draw: resume is exact
     losses = losses_of(model, step)
     total = torch.stack(list(losses.values())).sum()
@@ -212,6 +224,9 @@ def _load(
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
+    rates = [group["rate"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["rate"] = rate  # checkpoints of older versions have none
     companion.load_state_dict(state.get("companion", {}))  # checkpoints of older versions have none
     return int(state["step"])

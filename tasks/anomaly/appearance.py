@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moevision.backbone.inverted import LITE0, STEM, InvertedResidual, SameConv
 from moevision.backbone.rows import BAND_BYTES, by_rows
 from moevision.errors import InputError
 
@@ -27,9 +28,7 @@ MOVING_LEVELS = 4.0  # grey levels of difference from which on a box moves; only
 _SMOOTH = 3  # features averaged to each side: about one box of the working size
 _SHRINKAGE = 1e-3  # of the mean variance, added to all: directions in which nothing varied must not decide
 _LEAST_BOXES = 200
-# Expansion, channels, kernel, stride of the inverted residual blocks (EfficientNet-Lite0, up to stride 8).
-_BLOCKS = ((1, 16, 3, 1), (6, 24, 3, 2), (6, 24, 3, 1), (6, CHANNELS, 5, 2), (6, CHANNELS, 5, 1))
-_STEM = 32
+_STAGES = 3  # of EfficientNet-Lite0, up to stride 8
 _BAND_BLOCKS, _BAND_STRIDE, _BAND_HALO = 3, 4, 3  # blocks, their stride, rows they see beyond their own, at that stride
 _BAND_WIDER = 16  # bytes on the way to one byte of the picture
 
@@ -39,12 +38,16 @@ class AppearanceEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _SameConv(1, _STEM, 3, 2)  # of three equal channels, their weights added up
-        channels = _STEM
+        self.stem = SameConv(1, STEM, 3, 2)  # of three equal channels, their weights added up
+        channels = STEM
         blocks = []
-        for expansion, out, kernel, stride in _BLOCKS:
-            blocks.append(_InvertedResidual(channels, out, expansion, kernel, stride))
-            channels = out
+        for stage in LITE0[:_STAGES]:
+            for number in range(stage.blocks):
+                stride = 1 if number else stage.stride
+                blocks.append(
+                    InvertedResidual(channels, stage.channels, stage.expansion, stage.kernel, stride, normed=False)
+                )
+                channels = stage.channels
         self.blocks = nn.ModuleList(blocks)
         self.requires_grad_(False)
 
@@ -67,35 +70,6 @@ class AppearanceEncoder(nn.Module):
         for block in self.blocks[:_BAND_BLOCKS]:
             x = block(x)
         return x
-
-
-class _InvertedResidual(nn.Module):
-    def __init__(self, channels: int, out: int, expansion: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        wide = channels * expansion
-        self.expand = nn.Conv2d(channels, wide, 1) if expansion > 1 else None
-        self.depthwise = _SameConv(wide, wide, kernel, stride, groups=wide)
-        self.project = nn.Conv2d(wide, out, 1)
-        self.residual = stride == 1 and channels == out
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = self.project(F.relu6(self.depthwise(y), inplace=True))
-        return x + y if self.residual else y
-
-
-class _SameConv(nn.Conv2d):
-    """Padded as the weights were trained: where the stride is 2, one more to the right and below."""
-
-    def __init__(self, channels: int, out: int, kernel: int, stride: int, groups: int = 1) -> None:
-        super().__init__(channels, out, kernel, stride, padding=0 if stride > 1 else kernel // 2, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride[0] > 1:
-            both = self.kernel_size[0] - self.stride[0]
-            before = both // 2
-            x = F.pad(x, (before, both - before, before, both - before))
-        return super().forward(x)
 
 
 def look_size(size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from moevision.errors import InputError
 
 LOOK_PX = 540  # longer side of what the encoder sees, so that a person of 30 px in a frame of 360 has details
 STRIDE, CHANNELS = 8, 40
+REACH = 6  # places to each side that one depends on, smoothing included
 MOVING_LEVELS = 4.0  # grey levels of difference from which on a box moves; only those are looked at
 _SMOOTH = 3  # features averaged to each side: about one box of the working size
 _SHRINKAGE = 1e-3  # of the mean variance, added to all: directions in which nothing varied must not decide

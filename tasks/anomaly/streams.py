@@ -19,6 +19,8 @@ from moevision.imaging.video import Frame
 from moevision.tasks.anomaly.appearance import (
     CHANNELS,
     MOVING_LEVELS,
+    REACH,
+    STRIDE,
     AppearanceEncoder,
     NormalAppearance,
     looked_at,
@@ -150,12 +152,21 @@ class FrameAnalyser:
 
     @torch.inference_mode()
     def _looks(self, grey_HW: NDArray[np.uint8], difference: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """What the encoder sees at every place, (h, w, C), and which places move."""
+        """What the encoder sees, (h, w, C), at the places that move, and which these are; elsewhere anything."""
         encoder = cast("AppearanceEncoder", cast("MemoryOutNet", self.model).encoder)
-        features_hwC = smoothed(encoder(looked_at(grey_HW).to(self.device, self.dtype)))
         size_hw = cast("tuple[int, int]", self.size_hw)
-        rows, columns = (nearest(n, m) for n, m in zip(size_hw, features_hwC.shape[:2], strict=True))
-        return features_hwC, spread(difference, size_hw)[rows][:, columns] > MOVING_LEVELS
+        frame_11HW = looked_at(grey_HW).to(self.device, self.dtype)
+        places_hw = (frame_11HW.shape[2] // STRIDE, frame_11HW.shape[3] // STRIDE)
+        rows, columns = (nearest(n, m) for n, m in zip(size_hw, places_hw, strict=True))
+        moving_hw = spread(difference, size_hw)[rows][:, columns] > MOVING_LEVELS
+        features_hwC = np.zeros((*places_hw, CHANNELS), np.float32)
+        if moving_hw.any():
+            down, right = (_around(moving_hw.any(axis)) for axis in (1, 0))
+            part_11HW = frame_11HW[
+                ..., down.start * STRIDE : down.stop * STRIDE, right.start * STRIDE : right.stop * STRIDE
+            ]
+            features_hwC[down, right] = smoothed(encoder(part_11HW))
+        return features_hwC, moving_hw
 
     @torch.inference_mode()
     def _prediction_error(self, seen: list[NDArray[np.uint8]], now_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -177,6 +188,12 @@ def spread(grid: Grid, size_hw: tuple[int, int]) -> NDArray[np.float32]:
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     spread_HW = cv2.warpAffine(grid, to_grid, size_hw[::-1], None, how, cv2.BORDER_REPLICATE)
     return np.asarray(spread_HW, np.float32)
+
+
+def _around(moving_N: NDArray[np.bool_]) -> slice:
+    """The places that are needed along one side to see all that move as they are seen in the whole frame."""
+    first, last = np.flatnonzero(moving_N)[[0, -1]]
+    return slice(max(0, int(first) - REACH), int(last) + 1 + REACH)
 
 
 def _to_boxes(places_hw: NDArray[np.float32], grid_hw: tuple[int, int]) -> Grid:

@@ -349,6 +349,25 @@ def test_looks_are_told_where_something_moves(net):
     assert not hot.all()
 
 
+@pytest.mark.parametrize("corner", [(0, 0), (9, 14), (18, 29), (18, 0)])
+@torch.inference_mode()
+def test_what_moves_is_seen_in_a_part_of_the_frame_as_in_the_whole(net, monkeypatch, corner):
+    monkeypatch.setattr(appearance, "LOOK_PX", 400)
+    seen_px = []
+    handle = net.encoder.register_forward_pre_hook(lambda _, arguments: seen_px.append(arguments[0].numel()))
+    analyser = FrameAnalyser(net, normal=NORMAL)
+    grey_HW = texture(160, 250)
+    analyser.size_hw = working_size(grey_HW.shape)
+    difference = np.zeros((19, 30), np.float32)
+    difference[corner[0] : corner[0] + 1, corner[1] : corner[1] + 1] = 50
+    features_hwC, moving_hw = analyser._looks(grey_HW, difference)
+    handle.remove()
+    whole_hwC = smoothed(net.encoder(looked_at(grey_HW)))
+    assert moving_hw.any()
+    assert seen_px[0] < 0.7 * looked_at(grey_HW).numel()
+    np.testing.assert_allclose(features_hwC[moving_hw], whole_hwC[moving_hw], atol=1e-5)
+
+
 def test_the_boxes_are_spread_over_the_frame():
     grid = np.random.default_rng(0).random((5, 7)).astype(np.float32)
     spread_HW = spread(grid, (HEIGHT, WIDTH))

@@ -4,6 +4,7 @@
     clear = moevision.restore("foggy.jpg")
     both = moevision.fuse("thermal.png", "street.jpg")
     odd = moevision.detect("camera.mp4", site="site.json").events
+    road = moevision.segment("street.jpg").areas["Road"]
 
 Names are loaded on first use (PEP 562), so `import moevision` costs no torch.
 """
@@ -14,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moevision.api import detect, fuse, list_models, load, restore
+    from moevision.api import detect, fuse, list_models, load, restore, segment
     from moevision.errors import (
         InputError,
         MemoryExhaustedError,
@@ -30,6 +31,7 @@ _HOMES = {
     "restore": "moevision.api",
     "fuse": "moevision.api",
     "detect": "moevision.api",
+    "segment": "moevision.api",
     "load": "moevision.api",
     "list_models": "moevision.api",
     "MoevisionError": "moevision.errors",
@@ -53,6 +55,7 @@ __all__ = [
     "list_models",
     "load",
     "restore",
+    "segment",
 ]
 
 

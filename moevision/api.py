@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moevision.tasks.anomaly.predict import Detection
     from moevision.tasks.fusion.predict import FusionTask
     from moevision.tasks.restoration.predict import RestorationTask
+    from moevision.tasks.segmentation.predict import Segmentation, SegmentationTask
 
 
 ANOMALY_MODEL = "anomaly-ped2"
@@ -49,7 +50,12 @@ def load(name_or_path: str | PathLike[str] = "restoration-small", *, device: str
 
 def build_model(task: str, config: dict[str, Any]) -> "nn.Module":
     """The network of a weights header; raises KeyError for an unknown task."""
-    builders = {"restoration": _build_restoration, "fusion": _build_fusion, "anomaly": _build_anomaly}
+    builders = {
+        "restoration": _build_restoration,
+        "fusion": _build_fusion,
+        "anomaly": _build_anomaly,
+        "segmentation": _build_segmentation,
+    }
     return builders[task](config)
 
 
@@ -269,6 +275,67 @@ def detect(
         return run(frames, detector, threshold, writer, duration_s=duration_s)
 
 
+def segmentation_task(
+    *, model: str | PathLike[str] = "segmentation-camvid", device: str = "auto", precision: str = "auto",
+    tile_px: int | None = None, size_px: int | None = None, experts: int | None = None,
+    restore: str | Collection[str] = "off", overlay: bool = False, palette: bool = False,
+) -> "SegmentationTask":  # fmt: skip
+    """The segmentation Task that the batch command, the API and evaluation all run; for the options see `segment`.
+
+    Raises:
+        UsageError: a size, a number of experts or a weather that cannot be, or weights of another task. WeightsError:
+            weights cannot be loaded.
+    """
+    from moevision.devices import pick_device, pick_precision
+    from moevision.tasks.segmentation.predict import SegmentationTask
+
+    descriptor = _load_for("segmentation", model, device)
+    torch_device = pick_device(device)
+    restoration = None
+    if restore != "off":
+        weather = None if restore == "auto" else restore
+        restoration = restoration_task(device=device, precision=precision, weather=weather)
+    return SegmentationTask(
+        descriptor, device=torch_device, dtype=pick_precision(torch_device, precision), tile_px=tile_px,
+        size_px=size_px, experts=experts, restore_first=restoration, overlay=overlay, palette=palette,
+    )  # fmt: skip
+
+
+def segment(
+    source: Any, *, model: str | PathLike[str] = "segmentation-camvid", device: str = "auto", precision: str = "auto",
+    tile: int | None = None, size: int | None = None, restore: str | Collection[str] = "off",
+    experts: int | None = None,
+) -> "Segmentation":  # fmt: skip
+    """Label every pixel of a picture.
+
+    Args:
+        source: a path, an array or a PIL image as for `restore`.
+        model: name from `list_models()` or a .safetensors path.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: "auto", "fp32", "bf16".
+        tile: edge of a tile of the picture as the network sees it; 0 = the whole picture, None = automatic.
+        size: longer side, in pixels, of the picture as the network sees it; larger ones are shrunk first. 0 = as it is,
+            None = what the model was made for.
+        restore: "off"; "auto" takes away the weather that is detected first, one or several of "rain", "drops", "snow",
+            "haze" take away these.
+        experts: how many experts work on every part of the picture; None = as the model says.
+
+    Returns:
+        Ids and what they mean, for neither tells anything without the other: `ids_HW` (uint8, of the picture's size),
+        `classes`, `palette`, `areas` by class name, `mask(name)` and `overlay()`.
+
+    Raises:
+        InputError: the picture cannot be read. UsageError: bad option. WeightsError: model cannot be loaded.
+    """
+    picture, _ = _picture_of(source)
+    told = restore if isinstance(restore, str) else tuple(restore)
+    key = "segment", str(model), device, precision, tile, size, told, experts
+    task = _cached(key, lambda: segmentation_task(
+        model=model, device=device, precision=precision, tile_px=tile, size_px=size, restore=told, experts=experts
+    ))  # fmt: skip
+    return task.segment(picture)
+
+
 def _site_file(model: str | PathLike[str]) -> Path:
     """The calibration that is shipped with, or lies beside, a model's weights."""
     from moevision.checkpoint import find_weights
@@ -363,3 +430,9 @@ def _build_anomaly(config: dict[str, Any]) -> "nn.Module":
     from moevision.tasks.anomaly.model import MemoryOutConfig, MemoryOutNet
 
     return MemoryOutNet(MemoryOutConfig.from_dict(config))
+
+
+def _build_segmentation(config: dict[str, Any]) -> "nn.Module":
+    from moevision.tasks.segmentation.model import SegmentationConfig, SegmentationNet
+
+    return SegmentationNet(SegmentationConfig.from_dict(config))

@@ -91,11 +91,15 @@ def run_batch(
             "nothing to do: no image found; name image files, a folder that holds some, or a quoted pattern"
         )
     maps = {kind: _map_place(kind, path, todo, options.map_suffix) for kind, path in options.maps.items()}
-    _refuse_existing(todo.jobs, maps)
+    overwrites = options.on_exists == "overwrite"
+    if not overwrites:
+        _refuse_existing(todo.jobs, maps)
     if options.dry_run:
         return _show_plan(todo)
     outcomes: list[Outcome] = []
-    run_options = RunOptions(options.quality, options.strip_metadata, read_ahead=options.jobs, maps=maps)
+    run_options = RunOptions(
+        options.quality, options.strip_metadata, read_ahead=options.jobs, maps=maps, replaces_beside=overwrites
+    )  # fmt: skip
     ending = _work(todo, make_task, options, run_options, fingerprint, outcomes) if todo.jobs else "completed"
     code = 130 if ending == "interrupted" else exit_code((o.status for o in outcomes), refused=bool(todo.refused))
     seconds = round(time.perf_counter() - began, 3)

@@ -220,6 +220,27 @@ Precision = Annotated[
 Tile = Annotated[
     str, typer.Option("--tile", help="Tile size in pixels: auto, 0 = whole image, or N.", rich_help_panel=_WORKING)
 ]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        min=0,
+        help="Longer side in pixels that the network sees; larger pictures are shrunk to it first. 0 = as they are; "
+        "without it, what the model was made for, 640.",
+        show_default=False,
+        rich_help_panel=_WORKING,
+    ),
+]
+Experts = Annotated[
+    int | None,
+    typer.Option(
+        "--experts",
+        min=1,
+        help="How many experts work on every part of the picture: fewer are faster; without it, as the model says.",
+        show_default=False,
+        rich_help_panel=_WORKING,
+    ),
+]
 Weather = Annotated[
     str,
     typer.Option(

@@ -105,3 +105,35 @@ def anomaly(
         device=torch_device, dtype=anomaly_precision(torch_device, precision),
     )  # fmt: skip
     common.show_result(result, result["metrics"], json_file, quiet=quiet)
+
+
+@app.command("segmentation")
+def segmentation(
+    data: common.Data,
+    json_file: common.JsonFile = None,
+    model: common.Model = "segmentation-camvid",
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    tile: common.Tile = "auto",
+    size: common.Size = None,
+    experts: common.Experts = None,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """IoU of every class on a folder with images/, labels/ (names match by stem) and classes.txt."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.api import segmentation_task
+    from moevision.datasets.classes import ClassList
+    from moevision.imaging.picture import picture_from_array
+    from moevision.tasks.segmentation.evaluate import evaluate
+
+    task = segmentation_task(
+        model=model, device=device, precision=precision, tile_px=common.parse_tile(tile), size_px=size, experts=experts
+    )
+    result = evaluate(
+        data, lambda image_HWC: task.segment(picture_from_array(image_HWC)).ids_HW,
+        model=task.descriptor.name, classes=ClassList(task.classes, task.palette),
+    )  # fmt: skip
+    common.show_result(result, result["metrics"], json_file, quiet=quiet)

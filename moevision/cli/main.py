@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import bench, datasets, detect, evaluate, fuse, models, restore, train, tune
+from moevision.cli import bench, datasets, detect, evaluate, fuse, models, restore, segment, train, tune
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
     cls=CommandGroup,
     name="moevision",
     help="Better outdoor images: restore photographs taken in bad weather, fuse infrared and visible ones, find what "
-    "does not belong in a video.",
+    "does not belong in a video, label every pixel.",
     epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 some inputs failed, 4 weights missing or damaged, 5 out of memory, "
     "130 interrupted.",
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app.command("restore")(restore.restore)
 app.command("fuse")(fuse.fuse)
 app.command("detect")(detect.detect)
 app.command("anomaly-fit")(detect.anomaly_fit)
+app.command("segment")(segment.segment)
 app.command("models")(models.models)
 app.command("tune")(tune.tune)
 app.add_typer(evaluate.app, name="evaluate")
@@ -46,7 +47,7 @@ def root(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Better outdoor images: restore photographs, fuse infrared and visible ones, find what is odd in a video."""
+    """Better outdoor images: restore and fuse photographs, find what is odd in a video, label every pixel."""
 
 
 def main() -> None:

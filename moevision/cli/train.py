@@ -114,3 +114,42 @@ def anomaly(
     )  # fmt: skip
     if not quiet:
         typer.echo(str(weights))
+
+
+@app.command("segmentation")
+def segmentation(
+    data: common.Data,
+    out: _Out,
+    preset: _Preset = "small",
+    seed: common.Seed = 0,
+    steps: _Steps = 3000,
+    learning_rate: _LearningRate = 1e-3,
+    start_from: Annotated[
+        str,
+        typer.Option(
+            "--start-from",
+            help="Weights to begin with, a name from 'moevision models' or a .safetensors file; parts that do not fit "
+            "start anew. none = all of it.",
+        ),
+    ] = "segmentation-camvid",
+    weather: Annotated[
+        bool, typer.Option("--weather", help="Let half of the pictures be seen through synthetic bad weather.")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare the pictures.")] = 1,
+    resume: _ResumeRun = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    config: common.Config = None,
+) -> None:
+    """Train a segmentation model on a folder with images/, labels/ (names match by stem) and classes.txt."""
+    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    from moevision.tasks.segmentation.train import train
+
+    say = common.logger.debug if quiet else common.say
+    weights = train(
+        data, out, preset=preset, seed=seed, steps=steps, resume=resume, learning_rate=learning_rate,
+        start_from=None if start_from == "none" else start_from, weather=weather, workers=workers, say=say,
+    )  # fmt: skip
+    if not quiet:
+        typer.echo(str(weights))

@@ -1,4 +1,4 @@
-"""Finds the images behind the command line's INPUTS: files, folders and glob patterns."""
+"""Finds the images, on request also the videos, behind the command line's INPUTS: files, folders and glob patterns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moevision.engine.names import IMAGE_SUFFIXES
 
 @dataclass(frozen=True)
 class Found:
-    """One image file."""
+    """One file."""
 
     path: Path
     relative: PurePath
@@ -40,6 +40,8 @@ class Search:
     """Real path of the output folder; where it lies inside a searched folder it is left out."""
     earlier_outputs: Collection[str] = ()
     """Real paths of files this folder's earlier runs wrote; never picked up from a folder or a pattern."""
+    suffixes: Collection[str] = IMAGE_SUFFIXES
+    """Lower case; of what is picked up from a folder or a pattern."""
     found: list[Found] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     _seen: set[tuple[str, str]] = field(default_factory=set)
@@ -85,7 +87,7 @@ class Search:
             yield from (Path(here, name) for name in sorted(files))
 
     def _add_from_folder(self, path: Path, base: Path) -> None:
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in self.suffixes:
             return
         real = os.path.join(self._real(path.parent), path.name)
         if real in self.earlier_outputs or self._is_output(real, base):

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +112,20 @@ class History:
             return False
 
 
+def finished_facts(root: Path) -> Iterator[tuple[str, dict[str, JSON]]]:
+    """Every output that a run of this folder finished and that is still there, as in `Entry.output`, with its facts."""
+    facts: dict[str, dict[str, JSON]] = {}
+    try:
+        with (root / LEDGER_NAME).open("rb") as lines:
+            for line in lines:
+                entry = _parsed(line, with_facts=True)
+                if entry is not None and entry.status == "done":
+                    facts[entry.output] = entry.facts
+    except OSError:
+        return
+    yield from ((output, found) for output, found in sorted(facts.items()) if (root / output).is_file())
+
+
 class Ledger:
     """The open ledger of one run; a second run on the same folder is refused while it is open."""
 
@@ -177,8 +191,8 @@ class Ledger:
         self._is_torn = False
 
 
-def _parsed(line: bytes) -> Entry | None:
-    """The entry in a line, or None for a torn or foreign one."""
+def _parsed(line: bytes, *, with_facts: bool = False) -> Entry | None:
+    """The entry in a line, or None for a torn or foreign one; facts, which are many, only where they are wanted."""
     try:
         values = json.loads(line)
         return Entry(
@@ -188,6 +202,7 @@ def _parsed(line: bytes) -> Entry | None:
             settings=str(values["settings"]),
             stamps=tuple((int(size), int(mtime_ns)) for size, mtime_ns in values.get("stamps", ())),
             output_bytes=values.get("output_bytes"),
+            facts=dict(values.get("facts") or {}) if with_facts else {},
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -8,9 +8,13 @@ import unicodedata
 from pathlib import Path
 
 from moevision.imaging.read import FORMATS as IMAGE_FORMATS
+from moevision.imaging.video import VIDEO_SUFFIXES as VIDEO_FORMATS
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes)
 """Lower case. What folders are searched for and what can be written; a file named one by one is tried in any case."""
+
+VIDEO_SUFFIXES = VIDEO_FORMATS
+"""Lower case. What folders are searched for where videos are wanted, too."""
 
 FORMATS = ("same", *sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 """What `--format` accepts."""
@@ -39,6 +43,20 @@ def output_name(name: str, output_format: str) -> str:
     wanted = ".png" if output_format == "same" else f".{output_format}"
     # An unknown suffix belongs to the name: 'scan.v2' and 'scan.v3' are two pictures.
     return (stem if suffix.lower() in IMAGE_SUFFIXES else name) + wanted
+
+
+def video_output_name(name: str) -> str:
+    """Name of the video that is made of one called `name`.
+
+    >>> video_output_name("clip.MOV")
+    'clip.mp4'
+    """
+    return os.path.splitext(name)[0] + ".mp4"
+
+
+def is_video_name(path: Path) -> bool:
+    """Whether a file is called as a video is."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def numbered(path: Path, number: int) -> Path:

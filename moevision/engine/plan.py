@@ -15,10 +15,13 @@ from moevision.engine.names import (
     FORMATS,
     IMAGE_SUFFIXES,
     NAME_LIMIT_BYTES,
+    VIDEO_SUFFIXES,
     collision_key,
+    is_video_name,
     numbered,
     output_name,
     shown,
+    video_output_name,
 )
 from moevision.errors import UsageError
 
@@ -34,6 +37,11 @@ class Job:
     output: Path
     replaces: bool = False
     """Whether a file already at `output` may be replaced."""
+
+    @property
+    def is_video(self) -> bool:
+        """Whether a video is made of one, not a picture of pictures."""
+        return is_video_name(self.output)
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,11 @@ def plan(
     on_exists: OnExists = "fail",
     format: str = "same",
     resume: str | None = None,
+    videos: bool = False,
 ) -> Plan:
     """Plan one run over INPUTS (files, folders, patterns) without touching the disk.
+
+    With `videos` files that are called as videos are work, too; each becomes one of its name with the suffix .mp4.
 
     `resume` is the run's `settings_hash`; with it, jobs the ledger knows as finished are skipped and ones it knows as
     begun are done again over their own output. Inputs that cannot be used end up in `refused`. Raises UsageError,
@@ -76,10 +87,14 @@ def plan(
     _check_choices(on_exists, format)
     root, file = _target(output, format, means_many=len(inputs) != 1 or _means_many(inputs[0]))
     history = History.read(root)
-    search = Search(recursive, os.path.realpath(root), history.outputs())
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
+    search = Search(recursive, os.path.realpath(root), history.outputs(), suffixes)
     for text in inputs:
         search.add(text)
-    wanted = [((found,), file or _place(root, found, format)) for found in search.found]
+    film = next((found.path for found in search.found if videos and is_video_name(found.path)), None)
+    if file is not None and film is not None:
+        raise UsageError(f"-o {shown(file)} names a picture, but {shown(film)} is a video; name a folder")
+    wanted = [((found,), file or _place(root, found, format, videos=videos)) for found in search.found]
     jobs, skipped, escaping = _decide(wanted, root, history, on_exists, resume)
     return Plan(root, file is not None, jobs, skipped, (*search.refused, *escaping))
 
@@ -151,8 +166,10 @@ def _check_choices(on_exists: str, output_format: str) -> None:
         raise UsageError(f"--format {output_format}: choose one of {', '.join(FORMATS)}")
 
 
-def _place(root: Path, found: Found, output_format: str) -> Path:
-    return root / found.relative.parent / output_name(found.path.name, output_format)
+def _place(root: Path, found: Found, output_format: str, *, videos: bool = False) -> Path:
+    name = found.path.name
+    is_video = videos and is_video_name(found.path)
+    return root / found.relative.parent / (video_output_name(name) if is_video else output_name(name, output_format))
 
 
 def _decide(

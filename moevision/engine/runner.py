@@ -14,13 +14,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from moevision.engine.interrupts import Interruption
 from moevision.engine.ledger import Ledger, stamps_of
 from moevision.engine.names import shown
 from moevision.engine.plan import Job
-from moevision.engine.task import JSON, Task, TaskResult, as_json
+from moevision.engine.task import JSON, Task, TaskResult, VideoTask, as_json
 from moevision.errors import MemoryExhaustedError, MissingExtraError, MoevisionError, WeightsError
 from moevision.imaging.read import Picture, ReadLimits, read_picture
 from moevision.imaging.write import write_picture
@@ -32,7 +32,7 @@ Status = Literal["done", "failed", "memory", "bug"]
 _EXIT_CODES: dict[Status, int] = {"done": 0, "failed": 3, "memory": 5, "bug": 1}
 _SEVERITY: tuple[Status, ...] = ("bug", "memory", "failed")
 _HOPELESS_ERRNOS = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_PART_NAME = re.compile(r"\..*[^\d.]\d*\.(\d+)(?:\.\d+)?\.part", re.DOTALL)
+_PART_NAME = re.compile(r"\..*[^\d.]\d*\.(\d+)(?:\.\d+)?\.part(?:\.mp4)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class RunOptions:
     """How many pictures are decoded in the background while the task works; each costs its memory."""
     maps: Mapping[str, Callable[[Job], Path]] = field(default_factory=dict)
     """Which of a result's maps are written, and where to."""
+    replaces_beside: bool = False
+    """Whether maps, and what goes beside a video, may replace what is there even where the output itself is new."""
+    follow: Callable[[Job, int, int | None], None] | None = None
+    """Called with every frame of a video: how many are done, and how many there are as far as it is known."""
 
 
 class _Read(NamedTuple):
@@ -111,7 +115,7 @@ def exit_code(statuses: Iterable[Status], *, refused: bool = False) -> int:
 
 
 def remove_stale_parts(folders: Iterable[Path]) -> list[Path]:
-    """Delete what killed runs left in `folders`: `.{name}.{pid}.part` of processes that are gone.
+    """Delete what killed runs left in `folders`: `.{name}.{pid}.part` (videos: `.part.mp4`) of processes that are gone.
 
     Call it before a run writes.
     """
@@ -136,13 +140,18 @@ def _do(
     began: float,
 ) -> Outcome:
     read = reading.result()
-    result = task(read.pictures)
-    with interruption.hold():
+    result = None if job.is_video else task(read.pictures)
+    # A video is made and written in one, which takes long: it may be interrupted, and then is not there.
+    with contextlib.nullcontext() if result is None else interruption.hold():
         if ledger is not None:
             ledger.begin(job.inputs, job.output)
-        _write(job, result, options)
+        if result is None:
+            facts = _make_video(job, cast("VideoTask", task), options)
+        else:
+            _write(job, result, options)
+            facts = result.facts
         seconds = time.perf_counter() - began
-        facts = {key: as_json(value) for key, value in result.facts.items()}
+        facts = {key: as_json(value) for key, value in facts.items()}
         if ledger is not None:
             ledger.finish(job.inputs, job.output, "done", stamps=read.stamps, seconds=seconds, facts=facts)
     return Outcome(job, "done", seconds, facts)
@@ -160,7 +169,19 @@ def _write(job: Job, result: TaskResult, options: RunOptions) -> None:
     for name, place in options.maps.items():
         path = place(job)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(result.maps[name], path, on_exists="overwrite" if job.replaces else "fail")
+        replaces = job.replaces or options.replaces_beside
+        write_picture(result.maps[name], path, on_exists="overwrite" if replaces else "fail")
+
+
+def _make_video(job: Job, task: VideoTask, options: RunOptions) -> dict[str, JSON]:
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def follow(frames: int, total: int | None) -> None:
+        if options.follow is not None:
+            options.follow(job, frames, total)
+
+    replaces = job.replaces or options.replaces_beside
+    return task.video(job.inputs[0], job.output, replaces=replaces, follow=follow)
 
 
 def _read_ahead(jobs: Iterable[Job], options: RunOptions) -> Generator[tuple[Job, Future[_Read]], None, None]:
@@ -181,7 +202,7 @@ def _read_ahead(jobs: Iterable[Job], options: RunOptions) -> Generator[tuple[Job
 
 def _read(job: Job, limits: ReadLimits) -> _Read:
     stamps = stamps_of(job.inputs)  # before reading: an edit while we read then counts as a change
-    return _Read(tuple(read_picture(path, limits) for path in job.inputs), stamps)
+    return _Read(() if job.is_video else tuple(read_picture(path, limits) for path in job.inputs), stamps)
 
 
 def _failure(job: Job, error: Exception, seconds: float) -> Outcome:

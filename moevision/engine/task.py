@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -34,6 +35,22 @@ class Task(Protocol):
 
     def __call__(self, pictures: tuple[Picture, ...]) -> TaskResult:
         """Turn a job's pictures (one for `restore`, two for `fuse`) into one."""
+        ...
+
+
+class VideoTask(Task, Protocol):
+    """A task that can also do whole videos."""
+
+    def video(
+        self, source: Path, output: Path, *, replaces: bool, follow: Callable[[int, int | None], None]
+    ) -> dict[str, JSON]:
+        """Turn one video into another, with its facts; `output` appears complete or not at all.
+
+        Args:
+            source, output: files.
+            replaces: whether what is at `output`, and beside it, may be replaced.
+            follow: to be called with the number of frames done, and of all as far as it is known.
+        """
         ...
 
 

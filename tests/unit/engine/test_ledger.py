@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moevision.engine.ledger import LEDGER_NAME, History, Ledger, settings_hash, stamps_of
+from moevision.engine.ledger import LEDGER_NAME, History, Ledger, finished_facts, settings_hash, stamps_of
 from moevision.errors import UsageError
 
 
@@ -113,3 +113,14 @@ def test_names_that_are_not_utf8_survive(tmp_path):
 def test_settings_hash_ignores_order_and_nothing_else():
     assert settings_hash({"a": 1, "b": None}) == settings_hash({"b": None, "a": 1})
     assert settings_hash({"a": 1}) != settings_hash({"a": 2})
+
+
+def test_facts_of_finished_outputs_are_told_by_their_last_run(tmp_path, source):
+    for name, facts in (("b.png", {"n": 1}), ("a.png", {"n": 2}), ("b.png", {"n": 3}), ("gone.png", {"n": 4})):
+        record(tmp_path, source, tmp_path / name, facts=facts)
+    with Ledger(tmp_path, "s") as ledger:
+        ledger.begin((source,), tmp_path / "c.png")
+        (tmp_path / "c.png").touch()
+    (tmp_path / "gone.png").unlink()
+    assert list(finished_facts(tmp_path)) == [("a.png", {"n": 2}), ("b.png", {"n": 3})]
+    assert list(finished_facts(tmp_path / "nowhere")) == []

@@ -333,3 +333,25 @@ def test_every_output_lies_in_the_output_folder_and_no_two_are_one(tmp_path_fact
     outputs = [os.path.realpath(job.output) for job in made.jobs]
     assert len(set(outputs)) == len(names)
     assert {os.path.dirname(output) for output in outputs} == {os.path.realpath(folder / "out")}
+
+
+def test_videos_are_found_only_where_they_are_wanted(here, make_image):
+    make_image("in/a.jpg")
+    for name in ("in/clip.MOV", "in/sub/b.mp4"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert pairs(plan(["in"], Path("out"))) == [("in/a.jpg", "out/a.jpg")]
+    made = plan(["in"], Path("out"), format="png", videos=True)
+    assert pairs(made) == [
+        ("in/a.jpg", "out/a.png"),
+        ("in/clip.MOV", "out/clip.mp4"),
+        ("in/sub/b.mp4", "out/sub/b.mp4"),
+    ]
+    assert [job.is_video for job in made.jobs] == [False, True, True]
+    assert [str(job.inputs[0]) for job in plan(["in/**/*.mp4"], Path("out"), videos=True).jobs] == ["in/sub/b.mp4"]
+
+
+def test_a_video_is_not_made_a_picture(here):
+    Path("a.mp4").touch()
+    with pytest.raises(UsageError, match=r"-o x\.png names a picture, but a\.mp4 is a video; name a folder"):
+        plan(["a.mp4"], Path("x.png"), videos=True)

@@ -196,3 +196,35 @@ def test_exit_code_is_the_worst_of_all():
     assert exit_code(["done"], refused=True) == exit_code(["failed", "done"]) == 3
     assert exit_code(["failed", "memory"], refused=True) == 5
     assert exit_code(["memory", "bug", "failed"]) == 1
+
+
+class CopyVideos:
+    """A VideoTask; its videos have three frames."""
+
+    name = "copy"
+
+    def video(self, source, output, *, replaces, follow):
+        if source.read_bytes() == b"bad":
+            raise InputError(f"{source}: damaged")
+        for number in range(3):
+            follow(number + 1, 3)
+        output.write_bytes(source.read_bytes())
+        return {"frames": 3, "replaces": replaces}
+
+
+def test_videos_are_made_by_the_task_itself_and_noted_like_pictures(here):
+    Path("in").mkdir()
+    for name, data in (("a.mp4", b"good"), ("b.mp4", b"bad"), ("c.mp4", b"fine")):
+        Path("in", name).write_bytes(data)
+    todo = plan(["in"], Path("out"), videos=True)
+    Path("out").mkdir()
+    followed = []
+    options = RunOptions(follow=lambda job, frames, total: followed.append((job.output.name, frames, total)))
+    with Ledger(Path("out"), "s") as ledger:
+        outcomes = list(run(todo.jobs, CopyVideos(), options, ledger=ledger))
+    assert statuses(outcomes) == ["done", "failed", "done"]
+    assert outcomes[0].facts == {"frames": 3, "replaces": False}
+    assert outcomes[1].reason == "damaged"
+    assert followed == [(name, frames, 3) for name in ("a.mp4", "c.mp4") for frames in (1, 2, 3)]
+    again = plan(["in"], Path("out"), videos=True, resume="s")
+    assert [job.output.name for job in again.jobs] == ["b.mp4"]

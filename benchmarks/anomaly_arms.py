@@ -7,7 +7,9 @@ Every (arm, seed) is written to `DIR/ARM-SEED.json` and skipped where that is th
 --seeds can run side by side. The process that completes the study writes `arms.json` and `arms.md`, as --table does.
 
 Arms: "sparse" as shipped (16 experts); "none", "ffn" and "sparse-residual" in the place of its filters; "shared-only",
-"8-experts" and "32-experts" with so many routed ones. "copied frame" is no network: its prediction is the last frame.
+"8-experts" and "32-experts" with so many routed ones; "semantic" with the mean features of the frozen encoder in the
+place of the null token, and the loss that asks to describe them. "copied frame" is no network: it predicts the last
+frame.
 
 Measures, of the averaged weights:
     validation  on the training clips kept from learning, see `tasks.anomaly.train.validate`.
@@ -50,10 +52,11 @@ from torch import Tensor
 from moevision.datasets.video import Clip, ClipFolder, read_clip, read_labels, read_masks
 from moevision.imaging.video import read_frames
 from moevision.moe import Context, MoELayer, SparseFilterExperts
+from moevision.tasks.anomaly.appearance import CHANNELS
 from moevision.tasks.anomaly.metrics import ClipScores, ScoringProtocol, frame_metrics, honest, published
 from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutConfig, MemoryOutNet
 from moevision.tasks.anomaly.motion import box_means, highest, working_size
-from moevision.tasks.anomaly.train import held_out, optimise, prediction_error, read_training_clips
+from moevision.tasks.anomaly.train import encoder_state, held_out, optimise, prediction_error, read_training_clips
 from moevision.training.loop import LoopConfig
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -64,10 +67,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "shared-only": {"num_experts": 0},
     "8-experts": {"num_experts": 8},
     "32-experts": {"num_experts": 32},
+    "semantic": {"semantic_dim": CHANNELS, "encoder": True},
 }
 REFERENCE, COPIED = "sparse", "copied frame"
 SEEDS = (0, 1, 2)
 LEARNING_RATE = 2e-3
+ENCODER = "anomaly-ped2"
 RESAMPLES = 2000
 TOKENS = 2000  # of a layer, for CKA
 WATCHED_EVERY = 10  # frames between those in which experts are watched
@@ -95,7 +100,7 @@ class LabelledClip:
 
 def config_of(arm: str) -> MemoryOutConfig:
     """The network of an arm; the frozen encoder takes no part in the prediction and is left out."""
-    return replace(PRESETS["small"](), encoder=False, **ARMS[arm])
+    return replace(PRESETS["small"](), **{"encoder": False, **ARMS[arm]})
 
 
 def filter_macs(config: MemoryOutConfig) -> dict[str, int]:
@@ -113,6 +118,8 @@ def train_arm(arm: str, seed: int, steps: int, clips: dict[str, Clip]) -> tuple[
     """The averaged network of one run by the recipe, and its validation."""
     torch.manual_seed(seed)
     net = MemoryOutNet(config_of(arm)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if net.encoder is not None:
+        net.encoder.load_state_dict(encoder_state(ENCODER))
     never, warmup = steps + 1, min(200, steps // 5)
     loop = LoopConfig(steps, LEARNING_RATE, warmup_steps=warmup, validate_every=never, seed=seed)
     say = partial(print, f"{arm}-{seed}", flush=True)

@@ -4,7 +4,7 @@ weights under Apache-2.0, for tasks whose training pictures are too few to learn
 Normalisation layers are parts of their own while a network learns; `fold_norms` works them into the convolutions.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,26 @@ class InvertedPyramid(nn.Module):
                 channels = stage.channels
             stages.append(blocks)
         self.stages = nn.ModuleList(stages)
+        self._frozen = 0
+
+    def freeze(self, stages: int) -> None:
+        """Keep the stem and so many stages as they are, normalisation included; 0 lets all learn."""
+        self._frozen = stages
+        for part in (self.stem, self.stem_norm, *self.stages):
+            part.requires_grad_(True)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """What is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [self.stem, self.stem_norm, *self.stages[: self._frozen]] if self._frozen else []
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
         """(B, C, H, W) in [0, 1], H and W multiples of 16 -> features at PYRAMID_STRIDES with PYRAMID_CHANNELS."""

@@ -21,7 +21,8 @@ from moevision.backbone.blocks import AttentionBlock, ChannelNorm
 from moevision.backbone.config import MoEConfig
 from moevision.moe import BalanceLoss, Context, LinearScorer, MoELayer, Router, SparseFilterExperts, TopK, switch_loss
 from moevision.moe.experts import DenseFFN
-from moevision.tasks.anomaly.appearance import AppearanceEncoder
+from moevision.tasks.anomaly.appearance import CHANNELS, LOOK_PX, AppearanceEncoder
+from moevision.tasks.anomaly.motion import WORKING_PX
 
 FRAMES = 4  # seen, to predict the one after them
 _MOTION_GAIN = 4.0  # differences of frames are small
@@ -44,7 +45,8 @@ class MemoryOutConfig:
             an item uses; "none", the block alone.
         num_experts, k, rank: routed filters E, how many a token uses, columns of a filter. One more is shared by all
             tokens; num_experts = 0 leaves that one alone.
-        semantic_dim: length of the semantic vector that describes the scene; 0 = the learned null token alone.
+        semantic_dim: length of the semantic vector that describes the scene; 0 = the learned null token alone. Where
+            none is given, the encoder's mean features of the last frame are taken if they are of this length.
         encoder: carry the frozen encoder of `appearance`, which takes no part in the prediction.
         balance_weight: weight of the load balance. The paper's 0.001 lets experts die.
     """
@@ -88,10 +90,12 @@ class Prediction(NamedTuple):
 
     Attributes:
         frame_B1HW: the next frame, in [-1, 1] but for errors, not clamped.
-        semantic_BS: the semantic vector it would describe the scene with; None for a network without.
+        described_BS: the semantic vector it would describe the scene with; None for a network without.
+        semantic_BS: the one it was given, or took from its encoder; None without.
     """
 
     frame_B1HW: Tensor
+    described_BS: Tensor | None
     semantic_BS: Tensor | None
 
 
@@ -134,9 +138,11 @@ class MemoryOutNet(nn.Module):
             frames_BTHW: grey, in [-1, 1], T = FRAMES, oldest first, any H, W >= 1; in float32 also where the weights
                 are not.
             context: receives routing, losses and statistics.
-            semantic_BS: a description of the scene, S = semantic_dim; None = the null token.
+            semantic_BS: a description of the scene, S = semantic_dim; None = the encoder's, or the null token.
         """
         context = context if context is not None else Context()
+        if semantic_BS is None and self.encoder is not None and self.config.semantic_dim == CHANNELS:
+            semantic_BS = _mean_features(self.encoder, frames_BTHW[:, -1:])
         height, width = frames_BTHW.shape[-2:]
         frames_BTHW = pad_to_stride(frames_BTHW)
         dtype = self.head.weight.dtype
@@ -152,13 +158,13 @@ class MemoryOutNet(nn.Module):
         frame_B1HW = last_B1HW + F.pixel_shuffle(self.head(torch.cat([x_BDhw, patches], 1)), STRIDE)
         frame_B1HW = frame_B1HW + self.refine(frame_B1HW.to(dtype))
         described_BS = None if self.describe is None else self.describe(x_BDhw.mean((2, 3)))
-        return Prediction(frame_B1HW[..., :height, :width], described_BS)
+        return Prediction(frame_B1HW[..., :height, :width], described_BS, semantic_BS)
 
     def _joined(self, frames_BDhw: Tensor, motion_BDhw: Tensor, semantic_BS: Tensor | None) -> Tensor:
         batch, _, height, width = frames_BDhw.shape
         token_B1D = self.null_token.expand(batch, -1, -1)
         if semantic_BS is not None and self.to_semantic is not None:
-            token_B1D = self.to_semantic(semantic_BS).unsqueeze(1)
+            token_B1D = self.to_semantic(semantic_BS.to(self.to_semantic.weight.dtype)).unsqueeze(1)
         pooled_BDhw = F.avg_pool2d(motion_BDhw, _POOL, ceil_mode=True)
         keys_BLD = torch.cat([token_B1D.to(pooled_BDhw.dtype), pooled_BDhw.flatten(2).mT], 1)
         x_BLD = frames_BDhw.permute(0, 2, 3, 1).flatten(1, 2)
@@ -246,6 +252,15 @@ class NoFilter(nn.Module):
     def forward(self, x_BDhw: Tensor, context: Context) -> Tensor:
         """The same tensor."""
         return x_BDhw
+
+
+@torch.no_grad()
+def _mean_features(encoder: AppearanceEncoder, frame_B1HW: Tensor) -> Tensor:
+    """What the encoder sees in the mean over the frame, at the scale it looks at, normalised: (B, CHANNELS)."""
+    scale = LOOK_PX / WORKING_PX
+    size = [max(1, round(n * scale / STRIDE)) * STRIDE for n in frame_B1HW.shape[-2:]]
+    features_BChw = encoder(F.interpolate(frame_B1HW, size, mode="bilinear", align_corners=False))
+    return F.layer_norm(features_BChw.mean((2, 3)), features_BChw.shape[1:2])
 
 
 def _small(channels: int, width: int) -> BackboneConfig:

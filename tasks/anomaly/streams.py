@@ -161,7 +161,7 @@ class FrameAnalyser:
         moving_hw = spread(difference, size_hw)[rows][:, columns] > MOVING_LEVELS
         features_hwC = np.zeros((*places_hw, CHANNELS), np.float32)
         if moving_hw.any():
-            down, right = (_around(moving_hw.any(axis)) for axis in (1, 0))
+            down, right = (_around(np.any(moving_hw, axis=axis)) for axis in (1, 0))
             part_11HW = frame_11HW[
                 ..., down.start * STRIDE : down.stop * STRIDE, right.start * STRIDE : right.stop * STRIDE
             ]

@@ -77,7 +77,7 @@ def train(
     torch.manual_seed(seed)
     net = MemoryOutNet(PRESETS[preset]()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if net.encoder is not None:
-        net.encoder.load_state_dict(_encoder_state(encoder))
+        net.encoder.load_state_dict(encoder_state(encoder))
     say(f"{sum(p.numel() for p in net.parameters()):,} parameters")
     loop = LoopConfig(steps=steps, seed=seed, learning_rate=learning_rate, warmup_steps=200, validate_every=500)
     average = optimise(net, read_training_clips(data), loop, out, resume=resume, workers=workers, say=say)
@@ -147,7 +147,7 @@ def _read_recording(text: str, fps: float, most: int) -> Clip:
     return np.stack(frames)
 
 
-def _encoder_state(name_or_path: str | Path) -> dict[str, Tensor]:
+def encoder_state(name_or_path: str | Path) -> dict[str, Tensor]:
     """Of weights that hold an encoder, or of one alone."""
     path, _ = find_weights(name_or_path)
     try:
@@ -200,12 +200,15 @@ def losses_of(model: nn.Module, batch_BTHW: Tensor) -> dict[str, Tensor]:
     """Weighted loss terms by name, of FRAMES seen frames and the next."""
     context = Context()
     following = batch_BTHW[:, FRAMES:]
-    predicted = model(batch_BTHW[:, :FRAMES], context).frame_B1HW
-    return {
+    predicted, described_BS, semantic_BS = model(batch_BTHW[:, :FRAMES], context)
+    terms = {
         "prediction": FRAME_WEIGHT * losses.prediction_loss(predicted, following),
         "motion": FRAME_WEIGHT * losses.motion_loss(predicted, following, batch_BTHW[:, FRAMES - 1 : FRAMES]),
         "balance": torch.as_tensor(context.auxiliary_loss()),
     }
+    if described_BS is not None and semantic_BS is not None:
+        terms["semantic"] = losses.semantic_loss(described_BS, semantic_BS)
+    return terms
 
 
 @torch.inference_mode()

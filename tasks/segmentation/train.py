@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -37,9 +38,10 @@ from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
 
 _LOG = logging.getLogger(__name__)
-CROP_PX, BATCH = 352, 8
+CROP_PX, BATCH = 288, 8
 VALIDATION_SHARE = 0.1
-PYRAMID_RATE = 0.3  # of the learning rate, for parts that begin learned
+# Of a pyramid that begins learned: its share of the learning rate, and the stages that stay as they are (to stride 4).
+PYRAMID_RATE, FROZEN_STAGES = 0.3, 2
 JACCARD_WEIGHT, COARSE_WEIGHT = 0.5, 0.4
 ACTIVE = (0.5, 0.75, 1.0)  # shares of the experts that a step may use: weights that bear to be run with fewer
 
@@ -82,7 +84,7 @@ def train(
     )  # fmt: skip
     learned, kept = split(list(folder), validation_share)
     average = optimise(
-        net, learned, loop, out, kept=kept, weather=weather, slow_pyramid=start_from is not None, resume=resume,
+        net, learned, loop, out, kept=kept, weather=weather, learned_pyramid=start_from is not None, resume=resume,
         workers=workers, say=say,
     )  # fmt: skip
     path = out / "model.safetensors"
@@ -126,7 +128,7 @@ def split(items: list[Labelled], share: float) -> tuple[list[Labelled], list[Lab
 
 def optimise(
     net: SegmentationNet, learned: list[Labelled], loop: LoopConfig, out: Path, *, kept: list[Labelled],
-    weather: bool = False, slow_pyramid: bool = True, resume: bool = False, workers: int = 1,
+    weather: bool = False, learned_pyramid: bool = True, resume: bool = False, workers: int = 1,
     say: Callable[[str], None] = _LOG.info,
 ) -> nn.Module:  # fmt: skip
     """Train any SegmentationNet by the recipe; returns a copy with the averaged weights. Arguments as of `train`."""
@@ -135,6 +137,7 @@ def optimise(
     crops = LabelledCrops(learned, CROP_PX, weather=weather)
     batches = batches_of(partial(_draw, crops), loop, out, resume=resume, workers=workers)
     weights_K = class_weights(_counts(learned, len(net.config.classes)))
+    net.backbone.pyramid.freeze(FROZEN_STAGES if learned_pyramid else 0)
 
     def losses_at(model: nn.Module, step: int) -> dict[str, Tensor]:
         x_BCHW, labels_BHW = next(batches)
@@ -143,14 +146,14 @@ def optimise(
 
     return fit(
         net, losses_at, loop, out,
-        rates={"backbone.pyramid.": PYRAMID_RATE} if slow_pyramid else {},
+        rates={"backbone.pyramid.": PYRAMID_RATE} if learned_pyramid else {},
         validate=(lambda model, step: validate(model, kept)) if kept else None, resume=resume, say=say,
     )  # fmt: skip
 
 
 def choose_active(model: nn.Module) -> None:
     """Draw how many experts this step uses, from torch's generator."""
-    moe = model.config.backbone.moe  # type: ignore[union-attr]
+    moe = cast("SegmentationNet", model).config.backbone.moe
     if moe.experts != "dense":
         share = ACTIVE[int(torch.randint(len(ACTIVE), ()))]
         set_active_experts(model, max(1, round(share * moe.num_experts)))
@@ -176,7 +179,7 @@ def losses_of(model: nn.Module, x_BCHW: Tensor, labels_BHW: Tensor, weights_K: T
 @torch.inference_mode()
 def validate(model: nn.Module, kept: list[Labelled]) -> dict[str, float]:
     """mIoU and pixel accuracy in percent."""
-    names = model.config.classes  # type: ignore[union-attr]
+    names = cast("SegmentationNet", model).config.classes
     total_KK = np.zeros((len(names), len(names)), np.int64)
     for item in kept:
         x_1CHW = torch.from_numpy(item.image_HWC).permute(2, 0, 1)[None].float() / 255

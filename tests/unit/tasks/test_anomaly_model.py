@@ -11,6 +11,7 @@ from torch import nn
 
 from moevision.moe import Context
 from moevision.tasks.anomaly import losses
+from moevision.tasks.anomaly.appearance import CHANNELS
 from moevision.tasks.anomaly.model import FRAMES, PRESETS, MemoryOutConfig, MemoryOutNet
 
 FILTERS = ["sparse", "sparse-residual", "ffn", "none"]
@@ -52,7 +53,7 @@ def test_the_presets_survive_the_weights_header():
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
 @torch.inference_mode()
 def test_the_prediction_has_the_size_of_the_frames(batch, height, width):
-    predicted, described = DESCRIBING(frames(batch, height, width))
+    predicted, described, _ = DESCRIBING(frames(batch, height, width))
     assert predicted.shape == (batch, 1, height, width)
     assert described.shape == (batch, 3)
     assert predicted.isfinite().all()
@@ -90,7 +91,7 @@ def test_the_description_of_the_scene_learns_through_both_ends():
     net = network(semantic_dim=3).train()
     given_BS = torch.randn(2, 3)
     predicted = net(frames(), None, given_BS)
-    (predicted.frame_B1HW.square().mean() + losses.semantic_loss(predicted.semantic_BS, given_BS)).backward()
+    (predicted.frame_B1HW.square().mean() + losses.semantic_loss(predicted.described_BS, given_BS)).backward()
     assert net.to_semantic.weight.grad.any()
     assert all(p.grad.any() for p in net.describe.parameters())
     assert net.null_token.grad is None or not net.null_token.grad.any()  # it was not asked
@@ -155,7 +156,19 @@ def test_the_null_token_stands_in_for_a_description_and_only_for_that():
 def test_a_network_that_knows_no_descriptions_has_the_null_token_alone():
     net, seen = network(), frames()
     assert torch.equal(net(seen, None, torch.randn(2, 5)).frame_B1HW, net(seen).frame_B1HW)
-    assert net(seen).semantic_BS is None
+    assert net(seen).described_BS is None
+
+
+@torch.inference_mode()
+def test_without_a_given_description_the_encoders_is_taken_and_is_that_of_the_last_frame():
+    net, seen = network(semantic_dim=CHANNELS, encoder=True), frames(height=48, width=64)
+    taken_BS = net(seen).semantic_BS
+    assert taken_BS.shape == (2, CHANNELS)
+    assert torch.equal(net(seen).frame_B1HW, net(seen, None, taken_BS).frame_B1HW)
+    earlier = seen.clone()
+    earlier[:, :-1] = 0
+    assert torch.equal(net(earlier).semantic_BS, taken_BS)
+    assert not torch.equal(net(seen.roll(1, 1)).semantic_BS, taken_BS)
 
 
 def closed(**changes):

@@ -90,7 +90,7 @@ class LastFrameNet(MemoryOutNet):
     """Predicts the last frame, in no time."""
 
     def forward(self, frames_BTHW, context=None, semantic_BS=None):
-        return Prediction(frames_BTHW[:, -1:], None)
+        return Prediction(frames_BTHW[:, -1:], None, None)
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,15 @@ def segmentation(
     weather: Annotated[
         bool, typer.Option("--weather", help="Let half of the pictures be seen through synthetic bad weather.")
     ] = False,
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            "--validation-share",
+            min=0.0,
+            max=0.5,
+            help="Of the pictures, the last by name: not learned from. 0 = learn from all, once all else is settled.",
+        ),
+    ] = 0.1,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare the pictures.")] = 1,
     resume: _ResumeRun = False,
     quiet: common.Quiet = False,
@@ -149,7 +158,8 @@ def segmentation(
     say = common.logger.debug if quiet else common.say
     weights = train(
         data, out, preset=preset, seed=seed, steps=steps, resume=resume, learning_rate=learning_rate,
-        start_from=None if start_from == "none" else start_from, weather=weather, workers=workers, say=say,
+        start_from=None if start_from == "none" else start_from, weather=weather, validation_share=validation_share,
+        workers=workers, say=say,
     )  # fmt: skip
     if not quiet:
         typer.echo(str(weights))

@@ -170,7 +170,8 @@ def _work(
             ):
                 if progress is not None:
                     progress.add_task("working", total=len(todo.jobs))
-                for stale in remove_stale_parts({todo.root, *(job.output.parent for job in todo.jobs)}):
+                beside = {place(job).parent for place in run_options.maps.values() for job in todo.jobs}
+                for stale in remove_stale_parts({todo.root, *(job.output.parent for job in todo.jobs), *beside}):
                     logger.info("removed %s, left by a run that was killed", shown(stale))
                 shaped = replace(run_options, follow=_frames_shown(progress))
                 results = run(todo.jobs, task, shaped, ledger=ledger, interruption=interruption)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,7 +82,7 @@ def segment(
 ) -> None:
     """Label every pixel of pictures and videos.
 
-    Of pictures the class ids are written (a grey PNG of the picture's size, values are places in areas.json), and
+    Of pictures the class ids are written (a grey PNG as large as the upright picture; areas.json names the ids), and
     overlays; of videos the overlay with its sound, and <stem>.areas.csv, a row per frame. areas.csv tells how much of
     each picture every class takes. The rest is as for 'moevision restore'.
     """
@@ -91,6 +93,8 @@ def segment(
     names_file = _names_file(output)
     with_overlay = not names_file if overlay is None else overlay
     _check_places(inputs, output, with_overlay=with_overlay)
+    if not names_file and on_exists != "overwrite":
+        _refuse_others_tables(output)
     options = BatchOptions(
         output=output,
         recursive=recursive,
@@ -148,9 +152,31 @@ def _check_places(inputs: Sequence[str], output: Path, *, with_overlay: bool) ->
     if with_overlay and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: not a folder, but overlays go there; use --no-overlay or another folder with -o")
     for text in inputs:
-        searched = text if os.path.isdir(text) else text.partition("**")[0] or "." if "**" in text else None
+        searched = _searched(text)
         if searched is not None and os.path.realpath(searched) == os.path.realpath(output):
             raise UsageError(f"-o {output}: the pictures lie there; choose another output folder")
+
+
+def _searched(text: str) -> Path | None:
+    """The folder of which an input also means a sub-folder called as that of the overlays; None if it means none."""
+    from moevision.engine.inputs import fixed_parts
+
+    if os.path.isdir(text):
+        return Path(text)
+    if os.path.lexists(text) or not glob.has_magic(text):
+        return None
+    fixed = fixed_parts(text)
+    return Path(*fixed) if fnmatch(OVERLAY_FOLDER, PurePath(text).parts[len(fixed)]) else None
+
+
+def _refuse_others_tables(output: Path) -> None:
+    """Tables may be replaced only where an earlier run of ours has written them."""
+    from moevision.engine.ledger import LEDGER_NAME
+    from moevision.tasks.segmentation.areas import MEANING_NAME, TABLE_NAME
+
+    for path in (output / TABLE_NAME, output / MEANING_NAME):
+        if os.path.lexists(path) and not (output / LEDGER_NAME).exists():
+            raise UsageError(f"{path} already exists; use --on-exists overwrite or another folder")
 
 
 def _parse_restore(text: str) -> str | tuple[str, ...]:
@@ -160,9 +186,9 @@ def _parse_restore(text: str) -> str | tuple[str, ...]:
 def _write_tables(root: Path, made: Sequence[SegmentationTask], make_task: Callable[[], Task]) -> None:
     """The tables of the output folder, for whatever was done so far; an earlier run may have been killed before."""
     from moevision.engine.ledger import LEDGER_NAME
-    from moevision.tasks.segmentation.areas import TABLE_NAME, write_tables
+    from moevision.tasks.segmentation.areas import are_current, write_tables
 
-    if not (root / LEDGER_NAME).exists() or (not made and (root / TABLE_NAME).exists()):
+    if not (root / LEDGER_NAME).exists() or (not made and are_current(root)):
         return
     if not made:
         make_task()

@@ -1,4 +1,4 @@
-"""`moevision train TASK`: train a model from a folder of clean pictures."""
+"""`moevision train TASK`: train a model from a folder of data."""
 
 from __future__ import annotations
 

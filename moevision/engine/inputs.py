@@ -59,7 +59,7 @@ class Search:
             self._add_pattern(text)
 
     def _add_pattern(self, pattern: str) -> None:
-        base = Path(*_fixed_parts(pattern))
+        base = Path(*fixed_parts(pattern))
         matches = [Path(match) for match in sorted(glob.iglob(pattern, recursive=True))]
         if not matches:
             self._refuse(pattern, "no file matches this pattern")
@@ -128,7 +128,8 @@ class Search:
         self.refused.append(Refusal(Path(path), reason))
 
 
-def _fixed_parts(pattern: str) -> Sequence[str]:
+def fixed_parts(pattern: str) -> Sequence[str]:
+    """What stands before the first part with a wildcard, which the pattern must have."""
     parts = PurePath(pattern).parts
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return parts[:first]

@@ -21,7 +21,7 @@ from moevision.engine.ledger import Ledger, stamps_of
 from moevision.engine.names import shown
 from moevision.engine.plan import Job
 from moevision.engine.task import JSON, Task, TaskResult, VideoTask, as_json
-from moevision.errors import MemoryExhaustedError, MissingExtraError, MoevisionError, WeightsError
+from moevision.errors import InputError, MemoryExhaustedError, MissingExtraError, MoevisionError, WeightsError
 from moevision.imaging.read import Picture, ReadLimits, read_picture
 from moevision.imaging.write import write_picture
 
@@ -158,19 +158,43 @@ def _do(
 
 
 def _write(job: Job, result: TaskResult, options: RunOptions) -> None:
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(
-        result.picture,
-        job.output,
-        quality=options.quality,
-        strip_metadata=options.strip_metadata,
-        on_exists="overwrite" if job.replaces else "fail",
-    )
-    for name, place in options.maps.items():
-        path = place(job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replaces = job.replaces or options.replaces_beside
-        write_picture(result.maps[name], path, on_exists="overwrite" if replaces else "fail")
+    """The picture and its maps; where one cannot be written, none stays that was not there before."""
+    appeared: list[Path] = []
+    try:
+        with _noting_new(job.output, appeared):
+            write_picture(
+                result.picture,
+                job.output,
+                quality=options.quality,
+                strip_metadata=options.strip_metadata,
+                on_exists="overwrite" if job.replaces else "fail",
+            )
+        for name, place in options.maps.items():
+            path, replaces = place(job), job.replaces or options.replaces_beside
+            with _noting_new(path, appeared):
+                _write_map(name, result.maps[name], path, replaces=replaces)
+    except BaseException:
+        for path in appeared:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _noting_new(path: Path, appeared: list[Path]) -> Generator[None, None, None]:
+    """For a block that writes `path`, whose folder is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    was_there = os.path.lexists(path)
+    yield
+    if not was_there:
+        appeared.append(path)
+
+
+def _write_map(name: str, picture: Picture, path: Path, *, replaces: bool) -> None:
+    try:
+        write_picture(picture, path, on_exists="overwrite" if replaces else "fail")
+    except InputError as error:
+        raise InputError(f"{error}, or do without the {name}") from error
 
 
 def _make_video(job: Job, task: VideoTask, options: RunOptions) -> dict[str, JSON]:

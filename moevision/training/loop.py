@@ -97,7 +97,8 @@ def fit(
         say: receives one progress line every `log_every` steps.
 
     Raises:
-        UsageError: the folder holds a run and `resume` is off, or the reverse; a loss became NaN.
+        UsageError: the folder holds a run and `resume` is off, or the reverse, or another network's run; a loss became
+            NaN.
     """
     checkpoint = _open_run(out, config, resume)
     optimizer = torch.optim.AdamW(
@@ -222,10 +223,15 @@ def _load(
     path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, companion: nn.Module
 ) -> int:  # fmt: skip
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
     rates = [group["rate"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError):  # whose text names every tensor
+        raise UsageError(
+            f"{path}: of a run with another network or recipe; resume with the options that it was begun with"
+        ) from None
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["rate"] = rate  # checkpoints of older versions have none
     companion.load_state_dict(state.get("companion", {}))  # checkpoints of older versions have none

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from moevision.devices import retry_smaller
 from moevision.engine.task import JSON, TaskResult
 from moevision.imaging.picture import Picture, to_float_tile
 from moevision.imaging.registration import register_ecc, warp
+from moevision.imaging.scaling import shrink
 from moevision.imaging.tiling import Tile, map_picture, plan_tiles
 from moevision.moe import Context
 from moevision.tasks.fusion.infrared import Range, infrared_brightness, is_coloured
@@ -135,14 +135,9 @@ class FusionTask:
 
     def _measure(self, visible: Picture, infrared_HW: NDArray[np.float32]) -> Context:
         """Picture-wide statistics from a thumbnail of the pair: gates and channel gates then agree in all tiles."""
-        height, width = infrared_HW.shape
-        factor = min(1.0, WHOLE_PX / max(height, width))
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        pixels_HWC = visible.pixels_HWC
-        small_HWC = cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
-        visible_HW = luma(to_float_tile(small_HWC))
+        visible_HW = luma(to_float_tile(shrink(visible.pixels_HWC, WHOLE_PX)))
+        small_HW = shrink(infrared_HW[:, :, None], WHOLE_PX)[:, :, 0]
         context = self.new_context()
-        small_HW = cv2.resize(infrared_HW, size, interpolation=cv2.INTER_AREA)
         self.model(self._to_tensor(visible_HW), self._to_tensor(small_HW), context)
         return context
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from moevision.engine.ledger import finished_facts
+from moevision.engine.ledger import LEDGER_NAME, finished_facts
+from moevision.engine.names import shown
 from moevision.engine.task import JSON
 from moevision.imaging.atomic import atomic_write_text
 
@@ -30,10 +31,19 @@ def write_tables(root: Path, classes: Sequence[str], palette: Sequence[Sequence[
     for output, facts in finished_facts(root):
         areas = {key.removeprefix(_PREFIX): value for key, value in facts.items() if key.startswith(_PREFIX)}
         if areas.keys() == set(classes):
-            writer.writerow([output, *(areas[name] for name in classes)])
+            writer.writerow([shown(output), *(areas[name] for name in classes)])
     atomic_write_text(root / TABLE_NAME, text.getvalue())
     meaning = {"classes": list(classes), "palette": [list(colour) for colour in palette]}
     atomic_write_text(root / MEANING_NAME, json.dumps(meaning, ensure_ascii=False) + "\n")
+
+
+def are_current(root: Path) -> bool:
+    """Whether the tables are there, and younger than the last line of the ledger that they are made from."""
+    try:
+        written_ns = min((root / name).stat().st_mtime_ns for name in (TABLE_NAME, MEANING_NAME))
+        return written_ns >= (root / LEDGER_NAME).stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def as_facts(areas: dict[str, float]) -> dict[str, JSON]:

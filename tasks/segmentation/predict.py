@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from moevision.engine.task import JSON, Task, TaskResult
 from moevision.errors import UsageError
 from moevision.imaging.metadata import Metadata
 from moevision.imaging.picture import Picture, require_finite, to_float_tile, warn_if_clipped
+from moevision.imaging.scaling import shrink
 from moevision.imaging.tiling import blend_weights, extend_edges, plan_tiles
 from moevision.tasks.segmentation.areas import as_facts
 from moevision.tasks.segmentation.labels import draw_overlay, label_bands
@@ -44,7 +44,7 @@ class Segmentation:
         classes: their names.
         palette: a colour (red, green, blue; 0 to 255) for each class.
         areas: share of the picture by class, 0 to 1; they add up to one.
-        picture: what was labelled.
+        picture: the source, also where it was restored before it was labelled.
         facts: what else there is to say: `tiles`, and of a picture that was restored first its `weather`.
     """
 
@@ -190,16 +190,6 @@ class SegmentationTask:
         # HWC memory seen as BCHW is exactly torch's channels-last layout: no copy.
         x_BCHW = torch.from_numpy(to_float_tile(image_HWC)).permute(2, 0, 1)[None].to(self.device, self.dtype)
         return self.model.logits(x_BCHW)[0][0].float()
-
-
-def shrink(pixels_HWC: np.ndarray, longer_px: int) -> np.ndarray:
-    """By areas, so that the longer side is `longer_px`; 0, or a picture that is not larger, changes nothing."""
-    height, width, channels = pixels_HWC.shape
-    if not 0 < longer_px < max(height, width):
-        return pixels_HWC
-    factor = longer_px / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)).reshape(size[1], size[0], channels)
 
 
 def _without_hidden(picture: Picture) -> np.ndarray:

@@ -33,6 +33,7 @@ from moevision.tasks.segmentation.model import (
     enlarged,
     set_active_experts,
 )
+from moevision.tasks.segmentation.predict import WORK_PX
 from moevision.training.batches import batches_of
 from moevision.training.curves import draw_curves
 from moevision.training.loop import LoopConfig, fit
@@ -83,12 +84,15 @@ def train(
         validate_every=500,
     )  # fmt: skip
     learned, kept = split(list(folder), validation_share)
+    if all((item.label_HW == IGNORE).all() for item in learned):
+        raise UsageError(f"{data / 'labels'}: no pixel has a label; check {data} and its class list")
     average = optimise(
         net, learned, loop, out, kept=kept, weather=weather, learned_pyramid=start_from is not None, resume=resume,
         workers=workers, say=say,
     )  # fmt: skip
     path = out / "model.safetensors"
     training = {"preset": preset, "seed": seed, "steps": steps, "learning_rate": learning_rate, "weather": weather}
+    training["work_px"] = work_px_of(learned)
     save_model(average, path, task="segmentation", training=training)
     draw_curves(out)
     return path
@@ -124,6 +128,11 @@ def split(items: list[Labelled], share: float) -> tuple[list[Labelled], list[Lab
     """Those to learn from, and the last `share` of them, which are not; none where there are fewer than ten."""
     count = round(share * len(items)) if len(items) >= 10 else 0
     return items[: len(items) - count], items[len(items) - count :]
+
+
+def work_px_of(items: list[Labelled]) -> int:
+    """The longer side at which the network is to see pictures: the median of what it learned from, if that is more."""
+    return max(WORK_PX, int(np.median([max(item.label_HW.shape) for item in items])))
 
 
 def optimise(

@@ -125,6 +125,8 @@ def test_options_reach_the_task(folder, monkeypatch):
         (["in/a.png", "-o", "x.mp4"], "videos to a folder"),
         (["in", "-o", "in"], "in: the pictures lie there"),
         (["in/**/*.png", "-o", "in"], "in: the pictures lie there"),
+        (["in/*", "-o", "in"], "in: the pictures lie there"),
+        (["i?/over*/*.jpg", "in/o*/*.jpg", "-o", "in"], "in: the pictures lie there"),
         (["in/a.png", "-o", "out", "--experts", "9"], "--experts 9: 9 of 4 experts"),
         (["in/a.png", "-o", "out", "--size", "7"], "size 7: use 0 for the picture as it is"),
         (["in/a.png", "-o", "out", "--restore", "fog"], "weather 'fog': unknown"),
@@ -185,6 +187,49 @@ def test_outputs_that_exist_are_left_alone_also_the_overlays(folder, tree):
     assert len(table()) == 3
 
 
+def test_a_pattern_that_means_no_overlay_may_lie_in_the_output_folder(folder, tree):
+    done("in/*.jpg", "-o", "in")
+    assert {"b.png", "overlay/b.jpg", "areas.csv"} <= tree("in").keys()
+
+
+def test_an_overlay_that_cannot_be_written_leaves_no_ids_and_resume_without_overlays_makes_them(folder, tree):
+    Image.fromarray(np.zeros((2, 65_501, 3), np.uint8)).save("in/long.png")
+    result = segment("in", "-o", "out")
+    assert result.exit_code == 3
+    assert "out/overlay/long.jpg: cannot be encoded as JPEG" in result.stderr
+    assert "or do without the overlay" in result.stderr
+    assert not [name for name in tree("out") if "long" in name]
+    again = done("in/long.png", "-o", "out", "--resume", "--no-overlay")
+    assert again.stdout == "out/long.png\n"
+    assert ids("out/long.png").shape == (2, 65_501)
+
+
+@pytest.mark.parametrize("name", ["areas.csv", "areas.json"])
+def test_a_table_of_all_pictures_that_is_not_ours_is_not_replaced_unless_told_so(folder, tree, name):
+    Path("out").mkdir()
+    Path("out", name).write_text("mine")
+    result = segment("in/a.png", "-o", "out")
+    assert result.exit_code == 2
+    assert f"out/{name} already exists" in result.stderr
+    assert tree("out") == {name: b"mine"}
+    done("in/a.png", "-o", "out", "--on-exists", "overwrite")
+    assert Path("out", name).read_text() != "mine"
+    done("in/b.jpg", "-o", "out")
+
+
+def test_names_that_are_no_text_are_in_the_table_as_in_reports(folder):
+    os.rename("in/a.png", b"in/a\xff.png")
+    done("in", "-o", "out")
+    assert [row["picture"] for row in table()] == ["a\N{REPLACEMENT CHARACTER}.png", "b.png", "sub/c.png"]
+
+
+def test_what_a_killed_run_left_of_an_overlay_is_removed(folder, tree):
+    done("in/a.png", "-o", "out")
+    Path("out/overlay/.b.jpg.999999999.part").write_bytes(b"half")
+    done("in/b.jpg", "-o", "out")
+    assert not [name for name in tree("out") if "part" in name]
+
+
 def test_resume_skips_what_is_done_and_the_table_has_all(folder):
     done("in/a.png", "-o", "out", "--resume")
     again = done("in", "-o", "out", "--resume")
@@ -201,6 +246,16 @@ def test_tables_lost_with_a_killed_run_come_back(folder):
     Path("out/areas.csv").unlink()
     done("in", "-o", "out", "--resume")
     assert table() == before
+
+
+def test_tables_older_than_what_a_killed_run_did_are_written_again(folder):
+    done("in/a.png", "-o", "out", "--resume")
+    before = Path("out/areas.csv").read_bytes()
+    done("in", "-o", "out", "--resume")
+    Path("out/areas.csv").write_bytes(before)
+    os.utime("out/areas.csv", (1e9, 1e9))
+    done("in", "-o", "out", "--resume")
+    assert len(table()) == 3
 
 
 def interrupt_at(monkeypatch, number):
@@ -377,3 +432,29 @@ def test_training_writes_weights_that_segment_takes(data):
     gone = CliRunner().invoke(app, [*arguments, "--start-from", "nonsense"])
     assert gone.exit_code == 4
     assert "nonsense: no such model" in gone.stderr
+
+
+def test_weights_see_pictures_at_the_size_of_those_they_learned_from(data):
+    pytest.importorskip("albumentations")
+    arguments = ["train", "segmentation", "--data", "data", "--preset", "test", "--steps", "1", "--start-from", "none"]
+    for out, work_px in (("small", 640), ("large", 700)):
+        if out == "large":  # most of them are
+            for number in range(10):
+                for part in ("images", "labels"):
+                    with Image.open(f"data/{part}/{number}.png") as picture:
+                        picture.resize((700, 20), Image.Resampling.NEAREST).save(f"data/{part}/{number}.png")
+        result = CliRunner().invoke(app, [*arguments, "--out", out, "--workers", "0"])
+        assert result.exit_code == 0, result.output
+        descriptor = moevision.load(f"{out}/model.safetensors", device="cpu")
+        assert SegmentationTask(descriptor, device=torch.device("cpu")).size_px == work_px
+
+
+def test_training_without_any_label_is_refused(data):
+    pytest.importorskip("albumentations")
+    for path in Path("data/labels").iterdir():
+        Image.fromarray(np.full((40, 48), 255, np.uint8)).save(path)
+    arguments = ["train", "segmentation", "--data", "data", "--out", "run", "--preset", "test", "--steps", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--start-from", "none", "--workers", "0"])
+    assert result.exit_code == 2
+    assert "data/labels: no pixel has a label" in result.stderr
+    assert not Path("run").exists()

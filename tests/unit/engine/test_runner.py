@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from moevision.engine.interrupts import Interruption
 from moevision.engine.ledger import LEDGER_NAME, Ledger
 from moevision.engine.plan import plan
 from moevision.engine.runner import RunOptions, exit_code, remove_stale_parts, run
+from moevision.engine.task import TaskResult
 from moevision.errors import InputError, MemoryExhaustedError, WeightsError
 
 
@@ -228,3 +230,49 @@ def test_videos_are_made_by_the_task_itself_and_noted_like_pictures(here):
     assert followed == [(name, frames, 3) for name in ("a.mp4", "c.mp4") for frames in (1, 2, 3)]
     again = plan(["in"], Path("out"), videos=True, resume="s")
     assert [job.output.name for job in again.jobs] == ["b.mp4"]
+
+
+class InvertWithMap:
+    """The negative, and the source as a map."""
+
+    name = "invert"
+
+    def __call__(self, pictures):
+        (picture,) = pictures
+        return TaskResult(replace(picture, pixels_HWC=255 - picture.pixels_HWC), {}, {"source": picture})
+
+
+def mapped(place):
+    return RunOptions(maps={"source": place})
+
+
+def test_maps_are_written_beside_the_pictures(todo):
+    assert statuses(run(todo.jobs, InvertWithMap(), mapped(lambda job: Path("maps/new", job.output.name)))) == [
+        "done"
+    ] * len(todo.jobs)
+    assert len(list(Path("maps/new").iterdir())) == len(todo.jobs)
+
+
+@pytest.mark.parametrize("name", ["taken/x.png", "x.png", "x.unknown"])
+def test_a_picture_whose_map_cannot_be_written_does_not_stay_and_can_be_resumed(todo, name):
+    Path("taken").touch()
+    Path("x.png").write_bytes(b"mine")
+    with Ledger(Path("out"), "s") as ledger:
+        (outcome,) = run(todo.jobs[:1], InvertWithMap(), mapped(lambda job: Path(name)), ledger=ledger)
+    assert outcome.status == "failed"
+    assert not todo.jobs[0].output.exists()
+    assert Path("x.png").read_bytes() == b"mine"
+    assert [job.output for job in plan(["in/0.png"], Path("out"), resume="s").jobs] == [Path("out/0.png")]
+
+
+def test_of_a_map_that_cannot_be_written_one_is_told_that_it_can_be_left_out(todo):
+    (outcome,) = run(todo.jobs[:1], InvertWithMap(), mapped(lambda job: Path("x.unknown")))
+    assert outcome.reason.endswith("or do without the source")
+
+
+def test_a_picture_that_is_replaced_stays_where_its_map_cannot_be_written(todo):
+    job = replace(todo.jobs[0], replaces=True)
+    job.output.write_bytes(b"old")
+    (outcome,) = run([job], InvertWithMap(), mapped(lambda job: Path("x.unknown")))
+    assert outcome.status == "failed"
+    assert job.output.exists()

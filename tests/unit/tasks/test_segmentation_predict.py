@@ -15,10 +15,11 @@ from moevision.checkpoint import ModelDescriptor, save_model
 from moevision.engine.task import TaskResult
 from moevision.errors import InputError, UsageError
 from moevision.imaging.picture import Picture, picture_from_array
+from moevision.imaging.scaling import shrink
 from moevision.imaging.write import write_picture
 from moevision.tasks.segmentation.labels import draw_overlay, label_bands
 from moevision.tasks.segmentation.model import PRESETS, SegmentationConfig, SegmentationNet
-from moevision.tasks.segmentation.predict import SegmentationTask, shrink
+from moevision.tasks.segmentation.predict import SegmentationTask
 
 CLASSES = ("Sky", "Road", "Car", "Tree, high", "Person")
 PALETTE = ((120, 180, 250), (128, 64, 128), (0, 0, 142), (107, 142, 35), (220, 20, 60))
@@ -110,12 +111,6 @@ def test_the_weights_say_at_which_size_they_work_unless_told_otherwise():
     assert task(training={"work_px": 512}, size_px=0).size_px == 0
     with pytest.raises(UsageError, match="at least 32"):
         task(size_px=31)
-
-
-def test_pictures_are_never_enlarged_for_the_network():
-    assert shrink(image(20, 30), 64).shape == (20, 30, 3)
-    assert shrink(image(20, 30), 0).shape == (20, 30, 3)
-    assert shrink(image(3, 300), 30).shape == (1, 30, 3)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -61,6 +61,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_and_an_empty_one_not_resum
         run(tmp_path / "empty", 10, resume=True)
 
 
+def test_a_run_of_another_network_or_with_other_rates_is_not_resumed(tmp_path):
+    run(tmp_path / "run", 10)
+    config = LoopConfig(20)
+    for model, rates in ((torch.nn.Linear(4, 1), {}), (torch.nn.Linear(3, 1), {"weight": 0.5})):
+        with pytest.raises(UsageError, match=r"checkpoint\.pt: of a run with another network or recipe"):
+            fit(model, lambda net, step: {}, config, tmp_path / "run", rates=rates, resume=True)
+
+
 def test_the_learning_rate_warms_up_then_falls_to_its_end():
     config = LoopConfig(1000, learning_rate=1.0, final_learning_rate=0.0, warmup_steps=100)
     rates = [learning_rate_at(step, config) for step in range(1000)]

@@ -48,7 +48,7 @@ LIMITS = {
         "Knows streets as one car's camera saw them in one town, by day: 367 pictures of 480x360, eleven classes.",
         "Something else (indoors, nature, aerial pictures) is still given one of the eleven classes.",
         "Poles, signs and what is far away are the least certain; what is thinner than four pixels is often missed.",
-        "Weather costs it much: --restore auto takes rain, drops, snow and haze away first.",
+        "Weather costs it much, and --restore auto gives only a little of that back so far.",
     ),
 }
 SUMMARY = {

@@ -60,10 +60,13 @@ def build_model(task: str, config: dict[str, Any]) -> "nn.Module":
 
 
 def restoration_task(
-    *, model: str | PathLike[str] = "restoration-small", device: str = "auto", precision: str = "auto",
-    tile_px: int | None = None, strength: float = 1.0, weather: str | Collection[str] | None = None,
+    *, model: "str | PathLike[str] | ModelDescriptor" = "restoration-small", device: str = "auto",
+    precision: str = "auto", tile_px: int | None = None, strength: float = 1.0,
+    weather: str | Collection[str] | None = None,
 ) -> "RestorationTask":  # fmt: skip
     """The restoration Task that the batch command, the API and evaluation all run.
+
+    Like the other tasks' functions it also takes a model that `load` has given: who needs several tasks loads it once.
 
     Raises:
         UsageError: strength outside [0, 1], an unknown weather, or weights of another task. WeightsError: weights
@@ -116,7 +119,7 @@ def restore(
 
 
 def fusion_task(
-    *, model: str | PathLike[str] = "fusion-small", device: str = "auto", precision: str = "auto",
+    *, model: "str | PathLike[str] | ModelDescriptor" = "fusion-small", device: str = "auto", precision: str = "auto",
     tile_px: int | None = None, register: str | PathLike[str] = "none",
     thermal_range: "str | tuple[float, float]" = "auto",
 ) -> "FusionTask":  # fmt: skip
@@ -276,8 +279,8 @@ def detect(
 
 
 def segmentation_task(
-    *, model: str | PathLike[str] = "segmentation-camvid", device: str = "auto", precision: str = "auto",
-    tile_px: int | None = None, size_px: int | None = None, experts: int | None = None,
+    *, model: "str | PathLike[str] | ModelDescriptor" = "segmentation-camvid", device: str = "auto",
+    precision: str = "auto", tile_px: int | None = None, size_px: int | None = None, experts: int | None = None,
     restore: str | Collection[str] = "off", overlay: bool = False, palette: bool = False,
 ) -> "SegmentationTask":  # fmt: skip
     """The segmentation Task that the batch command, the API and evaluation all run; for the options see `segment`.
@@ -376,8 +379,8 @@ def _cached(key: tuple[Any, ...], make_task: Callable[[], Any]) -> Any:
     return _CACHE[key]
 
 
-def _load_for(task: str, model: str | PathLike[str], device: str) -> "ModelDescriptor":
-    descriptor = load(model, device=device)
+def _load_for(task: str, model: "str | PathLike[str] | ModelDescriptor", device: str) -> "ModelDescriptor":
+    descriptor = load(model, device=device) if isinstance(model, str | PathLike) else model
     if descriptor.task != task:
         raise UsageError(f"{model}: a {descriptor.task} model; choose a {task} model from `moevision models`")
     return descriptor

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import bench, datasets, detect, evaluate, fuse, models, restore, segment, train, tune
+from moevision.cli import anomaly_fit, bench, datasets, detect, evaluate, fuse, models, restore, segment, train, tune
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
 app.command("restore")(restore.restore)
 app.command("fuse")(fuse.fuse)
 app.command("detect")(detect.detect)
-app.command("anomaly-fit")(detect.anomaly_fit)
+app.command("anomaly-fit")(anomaly_fit.anomaly_fit)
 app.command("segment")(segment.segment)
 app.command("models")(models.models)
 app.command("tune")(tune.tune)

@@ -20,6 +20,7 @@ from moevision.datasets.paired import PairedFolder, PixelArray, list_images, rea
 from moevision.datasets.street import STREET_KINDS, add_street_weather
 from moevision.datasets.synthesize import synthesize
 from moevision.errors import UsageError
+from moevision.imaging.scaling import shrink
 
 _LOG = logging.getLogger(__name__)
 _BYTE = np.float32(1 / 255)
@@ -54,15 +55,6 @@ def _is_held_back(path: Path, root: Path) -> bool:
     return any(part.endswith(("_dev", "_test")) or part.startswith("real_") for part in parts)
 
 
-def _shrink(pixels_HWC: PixelArray, longest_px: int) -> PixelArray:
-    """Big photographs are stored smaller: crops show more of them, and they fit in memory."""
-    factor = longest_px / max(pixels_HWC.shape[:2])
-    if factor >= 1.0:
-        return pixels_HWC
-    size = tuple(max(1, round(side * factor)) for side in pixels_HWC.shape[1::-1])
-    return np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
 def load_clean(root: Path | str, longest_px: int = 1280) -> list[PixelArray]:
     """All photographs below `root/clean` (HWC uint8 RGB), dev and test folders excepted; raises UsageError if none."""
     folder = Path(root) / "clean"
@@ -72,7 +64,7 @@ def load_clean(root: Path | str, longest_px: int = 1280) -> list[PixelArray]:
     paths = [path for part in folders for path in list_images(part) if not _is_held_back(path, folder)]
     if not paths:
         raise UsageError(f"{folder}: no photograph to train on (folders named *_dev, *_test, real_* do not count)")
-    return [_shrink(read_image(path), longest_px) for path in paths]
+    return [shrink(read_image(path), longest_px) for path in paths]
 
 
 def _window(rng: np.random.Generator, height: int, width: int, side_px: int) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from moevision.datasets import augment, weather
+from moevision.datasets import augment, street, weather
 from moevision.datasets.classes import IGNORE, ClassList, read_classes, some_of
 from moevision.datasets.paired import PixelArray, list_images, read_image
 from moevision.errors import InputError, UsageError
@@ -34,6 +34,7 @@ __all__ = [
 CLASS_FILE = "classes.txt"
 SCALES = (0.5, 2.0)
 WEATHERED = 0.5  # share of crops
+STREETS = 0.5  # of these, weather that lies in a street, not on the picture
 _ID_MODES = frozenset({"1", "L", "LA", "P", "PA", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX"})
 
@@ -186,9 +187,12 @@ class LabelledCrops:
     def _weathered(self, image_HWC: PixelArray, rng: np.random.Generator) -> PixelArray:
         if not self.weather or rng.random() >= WEATHERED:
             return image_HWC
-        kinds = [kind for kind in weather.KINDS if kind != "clean"]
         scene_HWC = image_HWC.astype(np.float32) / np.float32(255)
-        bad_HWC = weather.degrade(scene_HWC, kinds[rng.integers(len(kinds))], rng)
+        if rng.random() < STREETS:
+            bad_HWC = street.add_street_weather(scene_HWC, str(rng.choice(street.STREET_KINDS)), rng)
+        else:
+            kinds = [kind for kind in weather.KINDS if kind != "clean"]
+            bad_HWC = weather.degrade(scene_HWC, kinds[rng.integers(len(kinds))], rng)
         return np.round(bad_HWC * 255).astype(np.uint8)
 
 

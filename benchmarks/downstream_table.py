@@ -43,35 +43,55 @@ def mean_of(values: list[Value]) -> Value:
     return Value(float(np.mean([v.point for v in values])), np.mean([v.draws_R for v in values], 0))
 
 
-def row_of(value: Value, degraded: Value, clean: Value) -> dict[str, Any]:
-    """Figure, gain and share with their intervals; no share where the weather does no harm that can be told."""
+def share_of(value: Value, degraded: Value, clean: Value) -> Value | None:
+    """Of what the weather takes, how much is made good; None where it takes nothing that can be told."""
+    gap = Value(clean.point - degraded.point, clean.draws_R - degraded.draws_R)
+    if gap.interval()[0] <= 0:
+        return None
+    return Value((value.point - degraded.point) / gap.point, (value.draws_R - degraded.draws_R) / gap.draws_R)
+
+
+def row_of(value: Value, degraded: Value, share: Value | None) -> dict[str, Any]:
+    """Figure, gain and share with their intervals."""
     row = {"value": round(value.point, 4), "value_95": value.interval()}
     if value is degraded:
         return row
     gain = Value(value.point - degraded.point, value.draws_R - degraded.draws_R)
     row |= {"gain": round(gain.point, 4), "gain_95": gain.interval()}
-    gap = Value(clean.point - degraded.point, clean.draws_R - degraded.draws_R)
-    if gap.interval()[0] > 0:
-        share = Value(gain.point / gap.point, gain.draws_R / gap.draws_R)
+    if share is not None:
         row |= {"share": round(share.point, 4), "share_95": share.interval()}
     return row
 
 
 def rows_of(found: dict[Condition, dict[str, np.ndarray]], figure: Figure, first: str) -> list[dict[str, Any]]:
-    """All that is there, and the means over twelve where all twelve are; `first` is what others are compared with."""
+    """All that is there, and means over weathers where all are; `first` is what others are compared with there."""
     values = {condition: values_of(counts, figure) for condition, counts in found.items()}
     clean = values[CLEAN][DEGRADED]
-    rows = [
-        {"weather": weather, "strength": strength, "row": label, **row_of(value, values_here[DEGRADED], clean)}
-        for (weather, strength), values_here in values.items()
-        if DEGRADED in values_here
-        for label, value in values_here.items()
-    ]
-    bad = [values.get(condition, {}) for condition in CONDITIONS if condition != CLEAN]
-    labels = [label for label in bad[0] if all(label in values_here for values_here in bad)]
-    means = {label: mean_of([values_here[label] for values_here in bad]) for label in labels}
+    rows = []
+    for (weather, strength), here in values.items():
+        for label, value in here.items() if DEGRADED in here else ():
+            row = {"weather": weather, "strength": strength, "row": label}
+            rows.append(row | row_of(value, here[DEGRADED], share_of(value, here[DEGRADED], clean)))
+    for strength in STRENGTHS:
+        rows += _mean_rows("all four", strength, [values.get((w, strength), {}) for w in WEATHERS], clean, first)
+    everything = [values.get(condition, {}) for condition in CONDITIONS if condition != CLEAN]
+    return rows + _mean_rows("all twelve", "-", everything, clean, first)
+
+
+def _mean_rows(
+    weather: str, strength: str, conditions: list[dict[str, Value]], clean: Value, first: str
+) -> list[dict[str, Any]]:
+    """Means of figures, gains and shares, of the rows that all of the conditions have."""
+    labels = [label for label in conditions[0] if all(label in here for here in conditions)]
+    if DEGRADED not in labels:
+        return []
+    means = {label: mean_of([here[label] for here in conditions]) for label in labels}
+    rows = []
     for label, mean in means.items():
-        row = {"weather": "all twelve", "strength": "-", "row": label, **row_of(mean, means[DEGRADED], clean)}
+        shares = [share_of(here[label], here[DEGRADED], clean) for here in conditions]
+        known = [share for share in shares if share is not None]
+        share = mean_of(known) if len(known) == len(shares) else None
+        row = {"weather": weather, "strength": strength, "row": label, **row_of(mean, means[DEGRADED], share)}
         if first in means and label not in (first, DEGRADED):
             less = Value(mean.point - means[first].point, mean.draws_R - means[first].draws_R)
             row |= {"less_first": round(less.point, 4), "less_first_95": less.interval()}

@@ -14,8 +14,8 @@ prior. Clean pictures are restored too: that should change nothing. A second seg
 Measures: mIoU or accuracy, the gain over the degraded pictures, and the share of the weather's loss that is made good,
 (restored - degraded) / (clean - degraded); clean and degraded are always those of the clean-trained network. Intervals
 (95 %) are a bootstrap of the figure itself over pictures, the same draws for all rows, so that differences are paired;
-frames of one drive are alike, so that they come out too narrow. "all four" and "all twelve" are means over weathers (and
-strengths) of figures, gains and shares.
+frames of one drive are alike, so that they come out too narrow. "all four" and "all twelve" are means over weathers
+(and strengths) of figures, gains and shares.
 
 Writes segmentation.md and .json, classification.md and .json, and pictures.png: for each weather of middle strength
 degraded, restored, the labels of both, and the truth. One file for each source, weather and strength in DIR/pieces

@@ -60,7 +60,11 @@ class Report:
         return list(dict.fromkeys(key for item in self.items for key in item.facts))
 
     def means(self) -> dict[str, float]:
-        """Mean of every fact that is a number wherever it is known."""
+        """Mean of every fact that is a number, over the items that tell it."""
+        return {key: round(fmean(values), 4) for key, values in self.numbers().items()}
+
+    def numbers(self) -> dict[str, list[float]]:
+        """The values of every fact that is a number wherever it is known."""
         values_by_key: dict[str, list[float]] = {}
         others: set[str] = set()
         for item in self.items:
@@ -69,7 +73,7 @@ class Report:
                     values_by_key.setdefault(key, []).append(value)
                 elif value is not None:
                     others.add(key)
-        return {key: round(fmean(values), 4) for key, values in values_by_key.items() if key not in others}
+        return {key: values for key, values in values_by_key.items() if key not in others}
 
 
 def items_of(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[Item, ...]:

@@ -6,7 +6,7 @@
   const rows = data.rows.map(([name, output, status, seconds, reason, note, facts], index) =>
     ({ index, name, output, status, seconds, reason, note, facts }));
   const OVERSCAN = 6; // rows above and below those in view
-  const COLUMN_PX = 104, GAP_PX = 15, NAME_PX = 220, MOST_CHOICES = 20;
+  const COLUMN_PX = 118, GAP_PX = 15, NAME_PX = 220, MOST_CHOICES = 20;
   const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 5, useGrouping: false });
   const collator = new Intl.Collator("en", { numeric: true });
 
@@ -35,7 +35,7 @@
   const keys = [
     { title: "name", of: (row) => row.name },
     { title: "status", of: (row) => row.status },
-    { title: "time (s)", of: (row) => (row.seconds > 0 ? row.seconds : null) },
+    { title: "time", of: (row) => (row.seconds > 0 ? row.seconds : null) },
     ...data.columns.map((title, at) => ({ title, at, of: (row) => row.facts[at] })),
   ];
   const valuesOf = (key) => [...new Set(rows.map(key.of).filter((value) => value !== null && value !== undefined))];
@@ -163,7 +163,7 @@
     },
       element("div", { class: "cell thumbs", role: "gridcell" }, ...pictures(row, false)), name,
       cell(row.status, `status ${isBad ? "bad" : row.status === "done" ? "done" : ""}`),
-      cell(row.seconds > 0 ? `${number.format(row.seconds)}` : "", "time"),
+      cell(row.seconds > 0 ? `${number.format(row.seconds)} s` : "", "time"),
       ...fitting.map((key) => cell(said(key.of(row)), "value")),
       element("div", { class: "facts", role: "gridcell",
         text: columns.filter((key) => said(key.of(row))).map((key) => `${key.title} ${said(key.of(row))}`).join(" · ") }));
@@ -248,7 +248,7 @@
 
   function open(event) {
     const row = event.target.closest(".row");
-    if (!row || String(getSelection())) return;
+    if (!row || (event.detail > 0 && String(getSelection()))) return; // a key, or a click that selects no text
     show(Number(row.dataset.at));
     if (!dialog.open) dialog.showModal();
   }
@@ -259,7 +259,7 @@
     const row = shown[at];
     const facts = element("dl", { class: "about" });
     const said_ = [["output", row.output], ["status", row.status], ["reason", row.reason],
-      ["time (s)", row.seconds > 0 ? said(row.seconds) : ""],
+      ["time", row.seconds > 0 ? `${said(row.seconds)} s` : ""],
       ...keys.slice(3).map((key) => [key.title, said(key.of(row))])];
     for (const [title, text] of said_) {
       if (text !== "") facts.append(element("div", {}, element("dt", { text: title }), element("dd", { text, dir: "auto" })));
@@ -268,9 +268,9 @@
     dialog.replaceChildren(
       element("div", { class: "bar" }, element("h2", { id: "title", text: row.name, dir: "auto" }),
         button("\u2190", "Previous file", () => show(current - 1)), button("\u2192", "Next file", () => show(current + 1)),
-        button("Close", "Close", () => dialog.close())),
+        element("button", { type: "button", text: "Close", autofocus: "", onclick: () => dialog.close() })),
       element("div", { class: "large" }, ...pictures(row, true)), facts);
-    if (dialog.open) dialog.querySelector("button:last-child").focus();
+    if (dialog.open) dialog.querySelector("[autofocus]").focus();
   }
 
   // ---- begin ----------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def _summary(report: Report) -> str:
     parts = [_definitions(facts, "about")]
     if kinds := _kinds(report):
         parts.append(f"<h2>What was found</h2>{_definitions(kinds, 'numbers')}")
-    if means := report.means():
+    if means := _means(report):
         parts.append(f"<h2>Means</h2>{_definitions(means, 'numbers')}")
     command = f"<p><code>{_text(report.command)}</code></p>"
     settings = _definitions(report.settings, "about")
@@ -103,6 +103,16 @@ def _kinds(report: Report) -> dict[str, str]:
         if words.total() == len(values) and len(words) <= _MOST_KINDS:
             found[key] = _counted(dict(words.most_common()))
     return found
+
+
+def _means(report: Report) -> dict[str, str]:
+    """Of every number its mean, and of how many items where some do not tell it: {"psnr": "24.97 (of 6)"}."""
+    most = max(map(len, report.numbers().values()), default=0)
+    counts = {key: len(values) for key, values in report.numbers().items()}
+    return {
+        key: _said(mean) + (f" (of {counts[key]})" if counts[key] < most else "")
+        for key, mean in report.means().items()
+    }
 
 
 def _failures(items: Iterable[Item]) -> str:
@@ -188,6 +198,8 @@ def _said(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_said(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):

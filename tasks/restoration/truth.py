@@ -64,11 +64,11 @@ class Truth:
         (height, width), wanted_hw = target.pixels_HWC.shape[:2], after.pixels_HWC.shape[:2]
         if (height, width) != wanted_hw:
             return {"truth": f"is of another size: {width} x {height}, not {wanted_hw[1]} x {wanted_hw[0]}"}
-        facts: dict[str, JSON] = {"truth": "compared"}
+        facts: dict[str, JSON] = {}
         for prefix, picture in (("", after), ("input_", before)):
             psnr_db, ssim = compare(picture.pixels_HWC, target.pixels_HWC)
             facts |= {f"{prefix}psnr": round(psnr_db, 3), f"{prefix}ssim": None if ssim is None else round(ssim, 4)}
-        return facts
+        return {**facts, "truth": "compared"}
 
 
 def compare(pixels_HWC: np.ndarray, target_HWC: np.ndarray) -> tuple[float, float | None]:

@@ -57,7 +57,7 @@ def as_html(report: Report) -> str:
             f"<header><h1>{title}</h1>{_summary(report)}</header>",
             _failures(report.items),
             '<main id="files" aria-label="Files">',
-            f"<noscript>{_plain_table(report.items, columns)}</noscript></main>",
+            f'<noscript><div class="wide">{_plain_table(report.items, columns)}</div></noscript></main>',
             f'<script type="application/json" id="data">{_data(report, columns)}</script>',
             f"<script>{script}</script>",
             # After the script, which shows the rows before these have been read; base64 needs no escaping.

@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import typer
 from rich.progress import TimeElapsedColumn
@@ -22,15 +22,20 @@ from moevision.engine.interrupts import Interruption
 from moevision.engine.ledger import Ledger, settings_hash
 from moevision.engine.names import IMAGE_SUFFIXES, shown
 from moevision.engine.plan import Job, OnExists, Plan, plan
-from moevision.engine.report import Report, check_report_path, items_of, write_report
+from moevision.engine.report import Report, check_report_path, items_of, shows_pictures, write_report
 from moevision.engine.runner import Outcome, RunOptions, exit_code, remove_stale_parts, run
 from moevision.engine.task import JSON, Task
+from moevision.engine.thumbnails import Thumbnails
 from moevision.errors import UsageError
 from moevision.imaging.video import require_av
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from moevision.imaging.picture import Picture
+
+Judge: TypeAlias = "Callable[[PurePath, tuple[Picture, ...], Picture], dict[str, JSON]]"
+"""From an input's path under the output folder, a job's pictures and the one made of them to more facts."""
 Ending = Literal["completed", "interrupted"]
 _MOST_LISTED = 50
 _NAME_CHARACTERS = 30
@@ -56,6 +61,9 @@ class BatchOptions:
     """Where the task's maps go, by name: a folder, or a file name where there is one output."""
     map_suffix: str = ".png"
     """Of the maps that go to a folder."""
+    judge: Judge | None = None
+    judged: Sequence[str] = ()
+    """Facts whose means the summary tells."""
 
 
 def run_batch(
@@ -98,8 +106,14 @@ def run_batch(
         return _show_plan(todo)
     outcomes: list[Outcome] = []
     run_options = RunOptions(
-        options.quality, options.strip_metadata, read_ahead=options.jobs, maps=maps, replaces_beside=overwrites
-    )  # fmt: skip
+        options.quality,
+        options.strip_metadata,
+        read_ahead=options.jobs,
+        maps=maps,
+        replaces_beside=overwrites,
+        judge=None if options.judge is None else _placed(options.judge, todo.root),
+        thumbnails=Thumbnails(len(todo.jobs)) if shows_pictures(options.report) else None,
+    )
     ending = _work(todo, make_task, options, run_options, fingerprint, outcomes) if todo.jobs else "completed"
     code = 130 if ending == "interrupted" else exit_code((o.status for o in outcomes), refused=bool(todo.refused))
     seconds = round(time.perf_counter() - began, 3)
@@ -138,6 +152,15 @@ def _map_place(kind: str, path: Path, todo: Plan, suffix: str) -> Callable[[Job]
     if os.path.realpath(path) == os.path.realpath(todo.root):
         raise UsageError(f"--{kind}-map {shown(path)}: the outputs go there; name another folder")
     return lambda job: path / job.output.relative_to(todo.root).with_suffix(suffix)
+
+
+def _placed(judge: Judge, root: Path) -> Callable[[Job, tuple[Picture, ...], Picture], dict[str, JSON]]:
+    """An output may have another suffix or a number; its folder and the input's name tell what was restored."""
+
+    def placed(job: Job, pictures: tuple[Picture, ...], made: Picture) -> dict[str, JSON]:
+        return judge(job.output.relative_to(root).parent / job.inputs[-1].name, pictures, made)
+
+    return placed
 
 
 def _refuse_existing(jobs: Sequence[Job], maps: dict[str, Callable[[Job], Path]]) -> None:
@@ -262,4 +285,7 @@ def _show_summary(report: Report, ending: Ending, outcomes: Sequence[Outcome], o
     parts = [f"{counts[status]} {wording}" for status, wording in wordings.items() if status in counts]
     parts += [f"{len(bad)} failed"] if bad else []
     again = "; --resume goes on from here" if "unstarted" in counts else ""
+    means = report.means()
+    if told := [f"{key} {means[key]:g}" for key in options.judged if key in means]:
+        say(f"means: {', '.join(told)}")
     say(f"{'interrupted: ' if ending == 'interrupted' else ''}{', '.join(parts)} in {report.seconds:.1f} s{again}")

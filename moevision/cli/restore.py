@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,12 +10,23 @@ import typer
 from moevision.cli import common
 
 if TYPE_CHECKING:
+    from moevision.cli.batch import Judge
     from moevision.engine.task import JSON, Task
+    from moevision.imaging.picture import Picture
 
 _Strength = Annotated[
     float,
     typer.Option(
         "--strength", min=0.0, max=1.0, help="1 = all of the effect, 0 = the input.", rich_help_panel="Computing"
+    ),
+]
+_TruthFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--truth",
+        help="Folder with the true pictures under the same names: PSNR and SSIM become columns of the report.",
+        show_default=False,
+        rich_help_panel="Output",
     ),
 ]
 
@@ -36,6 +48,7 @@ def restore(
     quality: common.Quality = 95,
     strip_metadata: common.StripMetadata = False,
     report: common.ReportFile = None,
+    truth: _TruthFolder = None,
     dry_run: common.DryRun = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -50,6 +63,7 @@ def restore(
     from moevision.cli.batch import BatchOptions, run_batch
 
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
+    judge, judged = _judge(truth)
     tile_px, told = common.parse_tile(tile), common.parse_weather(weather)
     options = BatchOptions(
         output=output,
@@ -64,6 +78,8 @@ def restore(
         dry_run=dry_run,
         quiet=quiet,
         debug=debug,
+        judge=judge,
+        judged=judged,
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": tile_px}
     asked |= {"strength": strength, "weather": told}
@@ -76,3 +92,17 @@ def restore(
 
     if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)
+
+
+def _judge(folder: Path | None) -> tuple[Judge | None, tuple[str, ...]]:
+    """What compares with the true pictures in `folder`, if there is one, and the facts that it yields."""
+    if folder is None:
+        return None, ()
+    from moevision.tasks.restoration.truth import METRICS, Truth
+
+    truth = Truth(folder)
+
+    def judge(name: PurePath, pictures: tuple[Picture, ...], made: Picture) -> dict[str, JSON]:
+        return truth.judge(name, pictures[0], made)
+
+    return judge, METRICS

@@ -21,6 +21,7 @@ from moevision.engine.ledger import Ledger, stamps_of
 from moevision.engine.names import shown
 from moevision.engine.plan import Job
 from moevision.engine.task import JSON, Task, TaskResult, VideoTask, as_json
+from moevision.engine.thumbnails import Thumbnail, Thumbnails
 from moevision.errors import InputError, MemoryExhaustedError, MissingExtraError, MoevisionError, WeightsError
 from moevision.imaging.read import Picture, ReadLimits, read_picture
 from moevision.imaging.write import write_picture
@@ -46,6 +47,8 @@ class Outcome:
     reason: str = ""
     details: str = ""
     """The traceback of a bug."""
+    thumbnails: tuple[Thumbnail, ...] = ()
+    """Where they were asked for, and the job is no video."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class RunOptions:
     """Whether maps, and what goes beside a video, may replace what is there even where the output itself is new."""
     follow: Callable[[Job, int, int | None], None] | None = None
     """Called with every frame of a video: how many are done, and how many there are as far as it is known."""
+    judge: Callable[[Job, tuple[Picture, ...], Picture], Mapping[str, JSON]] | None = None
+    """Called with a job's pictures and the one made of them, once that is written; what it says joins the facts."""
+    thumbnails: Thumbnails | None = None
+    """Makes what a report shows of every picture."""
 
 
 class _Read(NamedTuple):
@@ -141,6 +148,7 @@ def _do(
 ) -> Outcome:
     read = reading.result()
     result = None if job.is_video else task(read.pictures)
+    thumbnails: tuple[Thumbnail, ...] = ()
     # A video is made and written in one, which takes long: it may be interrupted, and then is not there.
     with contextlib.nullcontext() if result is None else interruption.hold():
         if ledger is not None:
@@ -151,10 +159,29 @@ def _do(
             _write(job, result, options)
             facts = result.facts
         seconds = time.perf_counter() - began
+        if result is not None:
+            judged, thumbnails = _look(job, read.pictures, result, options)
+            facts = {**facts, **judged}
         facts = {key: as_json(value) for key, value in facts.items()}
         if ledger is not None:
             ledger.finish(job.inputs, job.output, "done", stamps=read.stamps, seconds=seconds, facts=facts)
-    return Outcome(job, "done", seconds, facts)
+    return Outcome(job, "done", seconds, facts, thumbnails=thumbnails)
+
+
+def _look(
+    job: Job, pictures: tuple[Picture, ...], result: TaskResult, options: RunOptions
+) -> tuple[Mapping[str, JSON], tuple[Thumbnail, ...]]:
+    """What is to be said and shown of a picture that is written; whatever goes wrong here does not lose it."""
+    judged: Mapping[str, JSON] = {}
+    thumbnails: tuple[Thumbnail, ...] = ()
+    try:
+        if options.judge is not None:
+            judged = options.judge(job, pictures, result.picture)
+        if options.thumbnails is not None:
+            thumbnails = options.thumbnails.of(pictures, result)
+    except Exception as error:
+        logger.warning("%s is written, but cannot be judged or shown: %s", shown(job.output), error, exc_info=True)
+    return judged, thumbnails
 
 
 def _write(job: Job, result: TaskResult, options: RunOptions) -> None:

@@ -23,6 +23,10 @@ class TaskResult:
     """Small and flat, for they become columns of a report: `{"weather": "haze", "confidence": 0.82, "tiles": 12}`."""
     maps: dict[str, Picture] = field(default_factory=dict)
     """Pictures that explain the result, by name; written only where the user asked for them."""
+    views: Callable[[int], Mapping[str, Picture]] | None = None
+    """Where the job's pictures and `picture` do not show a person what was done (class ids, counts of a thermal
+    camera): makes those that do, by name and in order; called with the longer side (px) that is enough, and only where
+    somebody wants to see them."""
 
 
 class Task(Protocol):

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -64,7 +65,7 @@ class FusionTask:
 
         Facts: `visible_weight` (mean share of the visible picture, 0 to 1), `experts` (weights of the chosen experts by
         gate), `tiles`, with registration `registered`, `shift_px` and `correlation_gain`, and `infrared_coloured` where
-        it is. Maps: `weights`.
+        it is. Maps: `weights`. Views: infrared (its brightness, not registered), visible, fused.
         """
         infrared, visible = pictures
         coloured = is_coloured(infrared)
@@ -79,7 +80,14 @@ class FusionTask:
         first = self.descriptor.tile_px if tile_px is None else tile_px
         result = retry_smaller(lambda tile_px: self._fuse(visible, infrared_HW, hidden_HW, tile_px), first)
         result.facts.update(facts, **({"infrared_coloured": True} if coloured else {}))
-        return result
+
+        def views(longer_px: int) -> dict[str, Picture]:
+            # Counts of a thermal camera as a picture are black.
+            small = Picture(shrink(infrared.pixels_HWC, longer_px))
+            grey_HW = infrared_brightness(small, small.pixels_HWC.shape[:2], self.thermal_range)
+            return {"infrared": Picture(grey_HW[:, :, None]), "visible": visible, "fused": result.picture}
+
+        return replace(result, views=views)
 
     def _aligned(
         self, infrared: Picture, visible: Picture

@@ -6,6 +6,7 @@ source -> work size -> network (tiles: blended logits) -> logits at stride 4 -> 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -114,7 +115,7 @@ class SegmentationTask:
         Raises MemoryExhaustedError when not even tiles of 128 px fit, InputError where the network yields NaN.
 
         Facts: `classes` (how many occur), `area.NAME` (share of the picture, for every class of the model), `tiles`,
-        and of a picture that was restored first what the restoration says. Maps: `overlay`.
+        and of a picture that was restored first what the restoration says. Maps: `overlay`. Views: picture, classes.
         """
         (picture,) = pictures
         found = self.segment(picture)
@@ -125,7 +126,8 @@ class SegmentationTask:
             icc = picture.metadata.icc if picture.pixels_HWC.shape[2] == 3 else None
             maps["overlay"] = Picture(found.overlay(), metadata=Metadata(icc=icc))
         occur = sum(share > 0 for share in found.areas.values())
-        return TaskResult(ids, {"classes": occur, **as_facts(found.areas), **found.facts}, maps)
+        facts: dict[str, JSON] = {"classes": occur, **as_facts(found.areas), **found.facts}
+        return TaskResult(ids, facts, maps, partial(_views, picture, found.ids_HW, self.palette))
 
     def video(
         self, source: Path, output: Path, *, replaces: bool = False, follow: Callable[[int, int | None], None]
@@ -190,6 +192,18 @@ class SegmentationTask:
         # HWC memory seen as BCHW is exactly torch's channels-last layout: no copy.
         x_BCHW = torch.from_numpy(to_float_tile(image_HWC)).permute(2, 0, 1)[None].to(self.device, self.dtype)
         return self.model.logits(x_BCHW)[0][0].float()
+
+
+def _views(picture: Picture, ids_HW: NDArray[np.uint8], palette: Palette, longer_px: int) -> dict[str, Picture]:
+    """The picture and its classes' colours over it, both small."""
+    small_HWC = shrink(picture.pixels_HWC, longer_px)
+    # Ids have no mean: of every patch the one in its middle.
+    rows, columns = (
+        (np.arange(small) * size + size // 2) // small
+        for small, size in zip(small_HWC.shape[:2], ids_HW.shape, strict=True)
+    )
+    overlay_HWC = draw_overlay(small_HWC, ids_HW[np.ix_(rows, columns)], palette)
+    return {"picture": Picture(small_HWC), "classes": Picture(overlay_HWC)}
 
 
 def _without_hidden(picture: Picture) -> np.ndarray:

@@ -1,5 +1,9 @@
 """The command line with a task that needs no weights."""
 
+import base64
+import io
+import json
+import re
 import sys
 import types
 from dataclasses import dataclass, field, replace
@@ -83,6 +87,23 @@ def write_image(path, seed=0):
 def image():
     """`image(path, seed)` writes a small picture."""
     return write_image
+
+
+@pytest.fixture
+def page_of():
+    """`page_of("r.html")`: the data of a report's page, and of every row its thumbnails as PIL images."""
+
+    def parts(path):
+        text = Path(path).read_text("utf-8")
+        data, thumbnails = (
+            re.search(rf'id="{name}">(.*?)</script>', text, re.DOTALL)[1] for name in ("data", "thumbnails")
+        )
+        images = [
+            [Image.open(io.BytesIO(base64.b64decode(one))) for one in line.split()] for line in thumbnails.split("\n")
+        ]
+        return json.loads(data), images
+
+    return parts
 
 
 @pytest.fixture

@@ -100,3 +100,12 @@ def test_a_file_and_a_folder_are_no_pair(cli, folders):
     result = cli("fuse", "ir/a.png", "vis", "-o", "out")
     assert result.exit_code == 2
     assert "two files or two folders" in result.stderr
+
+
+def test_the_page_shows_both_inputs_and_the_result(cli, folders, page_of):
+    assert cli("fuse", "ir", "vis", "-o", "out", "--report", "r.html").exit_code == 3
+    data, images = page_of("r.html")
+    assert len(data["pictures"]) == 3
+    assert [row[0] for row in data["rows"][:2]] == ["ir/a.png + vis/a.png", "ir/sub/b.png + vis/sub/b.png"]
+    assert [len(pictures) for pictures in images] == [3, 3, 0, 0]
+    assert all(row[5] == "no pictures: could not be begun" for row in data["rows"][2:])

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from moevision.engine.ledger import LEDGER_NAME
+from moevision.engine.names import shown
+from moevision.engine.thumbnails import Thumbnails
 from moevision.errors import MemoryExhaustedError, WeightsError
 
 
@@ -238,6 +240,76 @@ def test_reports(cli, folder, suffix):
         assert re.match(r"\d{4}-", values["started"])
     if suffix == "csv":
         assert {row["status"] for row in csv.DictReader(text.splitlines())} == {"done", "failed"}
+
+
+def test_the_page_shows_before_and_after_and_says_why_where_it_does_not(cli, folder, page_of):
+    Path("in/bad.png").write_bytes(b"bad")
+    assert cli("restore", "in", "-o", "out", "--report", "r.html").exit_code == 3
+    data, images = page_of("r.html")
+    assert data["pictures"] == ["before", "after"]
+    for row, pictures in zip(data["rows"], images, strict=True):
+        if row[2] == "failed":
+            assert (pictures, row[5]) == ([], "no pictures: it failed")
+            continue
+        before, after = (np.asarray(picture, float).mean() for picture in pictures)
+        assert after == pytest.approx(255 - before, abs=2)
+    cli("restore", "in", "-o", "out", "--resume", "--report", "again.html")
+    data, images = page_of("again.html")
+    assert {row[5] for row in data["rows"] if row[2] == "skipped"} == {"no pictures: skipped"}
+
+
+@pytest.mark.parametrize("report", [[], ["--report", "r.json"], ["--report", "r.csv"]])
+def test_without_a_page_no_thumbnail_is_made(cli, folder, monkeypatch, report):
+    monkeypatch.setattr(Thumbnails, "__init__", lambda *_: pytest.fail("made"))
+    assert cli("restore", "in", "-o", "out", *report).exit_code == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are for Unix only")
+def test_a_file_name_cannot_get_into_the_page_as_markup(cli, folder, page_of):
+    name = "<script>alert(1)<\\script>\n\u202e\"'&.png"
+    os.rename("in/a.png", os.path.join("in", name))
+    assert cli("restore", "in", "-o", "out", "--report", "r.html").exit_code == 0
+    assert "<script>alert" not in Path("r.html").read_text("utf-8")
+    assert shown(Path("in", name)) in [row[0] for row in page_of("r.html")[0]["rows"]]
+
+
+def test_true_pictures_give_columns_and_means(cli, folder, image):
+    image("true/a.bmp", 0)
+    image("true/sub/c.png", 1)
+    image("true/c.png", 2)
+    result = cli("restore", "in", "-o", "out", "--format", "png", "--truth", "true", "--report", "r.json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(Path("r.json").read_text())
+    a, b, c = (item["facts"] for item in values["items"])
+    assert a["input_psnr"] == 100, "the true picture is the input"
+    assert a["truth"] == c["truth"] == "compared"
+    assert b["truth"] == "no picture of this name"
+    assert values["means"]["psnr"] == pytest.approx((a["psnr"] + c["psnr"]) / 2, abs=1e-3)
+    assert "means: psnr " in result.stderr
+    assert values["counts"] == {"done": 3}
+
+
+def test_true_pictures_follow_the_input_where_the_output_is_called_otherwise(cli, folder, image):
+    image("true/a.png", 0)
+    cli("restore", "in/a.png", "-o", "new/x.png", "--truth", "true", "--report", "r.json")
+    assert json.loads(Path("r.json").read_text())["items"][0]["facts"]["input_psnr"] == 100
+    Path("out").mkdir()
+    Path("out/a.png").touch()
+    cli("restore", "in/a.png", "-o", "out", "--on-exists", "rename", "--truth", "true", "--report", "r.json")
+    assert json.loads(Path("r.json").read_text())["items"][0]["facts"]["input_psnr"] == 100
+
+
+def test_a_folder_of_true_pictures_that_is_not_there_gives_2_before_any_work(cli, folder):
+    result = cli("restore", "in", "-o", "out", "--truth", "nowhere")
+    assert result.exit_code == 2
+    assert "--truth nowhere: no such folder" in result.stderr
+    assert not Path("out").exists()
+
+
+def test_true_pictures_do_not_change_what_resume_leaves_out(cli, folder, image):
+    image("true/a.png", 0)
+    cli("restore", "in", "-o", "out")
+    assert "3 skipped" in cli("restore", "in", "-o", "out", "--resume", "--truth", "true").stderr
 
 
 def test_a_report_of_unknown_format_is_refused_before_any_work(cli, folder):

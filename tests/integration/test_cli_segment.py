@@ -120,6 +120,20 @@ def test_options_reach_the_task(folder, monkeypatch):
     assert {"weather", "confidence", "classes", "tiles", "area.Road"} <= item["facts"].keys()
 
 
+@pytest.mark.parametrize("overlay", ["--overlay", "--no-overlay"])
+def test_the_page_shows_the_picture_and_its_classes_in_colour(folder, page_of, overlay):
+    done("in", "-o", "out", overlay, "--report", "r.html")
+    data, images = page_of("r.html")
+    assert data["pictures"] == ["picture", "classes"]
+    for name, (picture, classes) in zip(("a.png", "b.png", "sub/c.png"), images, strict=True):
+        source = np.asarray(picture, float)
+        coloured = np.array(PALETTE)[ids(f"out/{name}")]
+        expected = (source + coloured) / 2
+        assert np.asarray(classes).shape == source.shape
+        # Both are JPEGs of a few pixels, whose colours are coarse: their means are not.
+        assert np.asarray(classes, float).mean((0, 1)) == pytest.approx(expected.mean((0, 1)), abs=12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,12 +1,12 @@
 import csv
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moevision.engine.plan import plan
-from moevision.engine.report import Item, Report, check_report_path, items_of, write_report
+from moevision.engine.report import Item, Report, check_report_path, items_of, shows_pictures, write_report
 from moevision.engine.runner import run
 from moevision.errors import UsageError
 
@@ -46,14 +46,33 @@ def test_csv_can_be_read_back(tmp_path, report):
     assert rows[1]["reason"] == "no such file"
 
 
-def test_html_is_escaped_and_needs_nothing_else(tmp_path, report):
-    path = tmp_path / "r.html"
-    write_report(path, report)
-    page = path.read_text("utf-8")
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-    assert not re.search(r"https?:|src=|href=", page)
-    assert page.count("<tr") == 3
+def test_means_are_of_numbers_where_they_are_known(report):
+    facts = ({"psnr": 20.0, "ok": True, "mixed": 1}, {"psnr": None, "mixed": "x"}, {"psnr": 25, "n": 2}, {})
+    items = tuple(Item(f"{at}.png", "", "done", facts=values) for at, values in enumerate(facts))
+    means = replace(report, items=items).means()
+    assert means == {"psnr": 22.5, "n": 2.0}
+    assert replace(report, items=()).means() == {}
+
+
+def test_facts_become_columns_in_the_order_in_which_they_are_told(report):
+    items = (Item("a", "", "done", facts={"z": 1, "a": 1}), Item("b", "", "done", facts={"m": 1, "z": 1}))
+    assert replace(report, items=items).columns() == ["z", "a", "m"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "html"])
+def test_a_name_that_is_no_text_does_not_cost_the_report(tmp_path, report, suffix):
+    path = tmp_path / f"r.{suffix}"
+    write_report(path, replace(report, settings={"model": "m\udce9"}, items=(Item("a\udce9", "", "done"),)))
+    text = path.read_text("utf-8")
+    assert "a\\udce9" in text
+    if suffix == "json":
+        assert json.loads(text)["items"][0]["input"] == "a\udce9"
+
+
+@pytest.mark.parametrize(("name", "shows"), [("r.html", True), ("R.HTML", True), ("r.csv", False), ("r.json", False)])
+def test_only_a_page_shows_pictures(name, shows):
+    assert shows_pictures(Path(name)) == shows
+    assert not shows_pictures(None)
 
 
 @pytest.mark.parametrize("name", ["r.txt", "r", "r.xlsx"])

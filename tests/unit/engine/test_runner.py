@@ -18,6 +18,7 @@ from moevision.engine.ledger import LEDGER_NAME, Ledger
 from moevision.engine.plan import plan
 from moevision.engine.runner import RunOptions, exit_code, remove_stale_parts, run
 from moevision.engine.task import TaskResult
+from moevision.engine.thumbnails import Thumbnails
 from moevision.errors import InputError, MemoryExhaustedError, WeightsError
 
 
@@ -276,3 +277,57 @@ def test_a_picture_that_is_replaced_stays_where_its_map_cannot_be_written(todo):
     (outcome,) = run([job], InvertWithMap(), mapped(lambda job: Path("x.unknown")))
     assert outcome.status == "failed"
     assert job.output.exists()
+
+
+class InvertWithViews(InvertWithMap):
+    """The negative; counts how often somebody wants to see it."""
+
+    seen = 0
+
+    def __call__(self, pictures):
+        def views(longer_px):
+            self.seen += 1
+            return {"view": pictures[0]}
+
+        return replace(super().__call__(pictures), views=views)
+
+
+def test_nothing_is_done_for_thumbnails_that_nobody_asked_for(todo, monkeypatch):
+    monkeypatch.setattr(Thumbnails, "of", lambda *_: pytest.fail("asked for"))
+    task = InvertWithViews()
+    outcomes = list(run(todo.jobs, task))
+    assert statuses(outcomes) == ["done"] * len(todo.jobs)
+    assert not any(outcome.thumbnails for outcome in outcomes)
+    assert task.seen == 0
+
+
+def test_thumbnails_are_made_of_what_is_in_memory(todo, monkeypatch):
+    reads = []
+    read = runner.read_picture
+    monkeypatch.setattr(runner, "read_picture", lambda path, limits: reads.append(path) or read(path, limits))
+    task = InvertWithViews()
+    outcomes = list(run(todo.jobs, task, RunOptions(thumbnails=Thumbnails(len(todo.jobs)))))
+    assert [[one.name for one in outcome.thumbnails] for outcome in outcomes] == [["view"]] * len(todo.jobs)
+    assert task.seen == len(reads) == len(todo.jobs)
+
+
+def test_a_judgement_joins_the_facts_in_the_outcome_and_in_the_ledger(todo, invert):
+    def judge(job, pictures, made):
+        assert job.output.exists()
+        assert np.array_equal(made.pixels_HWC, 255 - pictures[0].pixels_HWC)
+        return {"psnr": np.float32(20), "mean": "replaced"}
+
+    with Ledger(Path("out"), "s") as ledger:
+        (outcome,) = run(todo.jobs[:1], invert(), RunOptions(judge=judge), ledger=ledger)
+    assert outcome.facts == {"psnr": 20.0, "mean": "replaced"}
+    assert json.loads(Path("out", LEDGER_NAME).read_text().splitlines()[-1])["facts"] == outcome.facts
+
+
+def test_a_picture_that_is_written_is_done_even_if_it_cannot_be_judged_or_shown(todo, invert, caplog):
+    def judge(job, pictures, made):
+        raise ZeroDivisionError("odd")
+
+    options = RunOptions(judge=judge, thumbnails=Thumbnails(5))
+    outcomes = list(run(todo.jobs, invert(), options))
+    assert statuses(outcomes) == ["done"] * len(todo.jobs)
+    assert "odd" in caplog.text

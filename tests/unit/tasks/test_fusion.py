@@ -375,3 +375,14 @@ def test_darkening_makes_darker():
         assert dark.shape == image.shape
         assert dark.dtype == np.float32
         assert dark.mean() < image.mean()
+
+
+def test_counts_of_a_thermal_camera_are_shown_as_brightness():
+    counts = (29000 + 1900 * scene(60, 80)).astype(np.uint16)
+    visible = picture_from_array((scene(60, 80, 1) * 255).astype(np.uint8))
+    result = task()((picture_from_array(counts), visible))
+    views = result.views(40)
+    assert list(views) == ["infrared", "visible", "fused"]
+    assert views["infrared"].pixels_HWC.shape == (30, 40, 1)
+    assert np.ptp(views["infrared"].pixels_HWC) > 0.9
+    assert views["fused"] is result.picture

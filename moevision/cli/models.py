@@ -26,7 +26,7 @@ def models(
     for entry in entries:
         table.add_row(*(_cell(entry, key) for key in ("name", "task", "params", "bytes", "metrics")))
     # In a pipe every model keeps its one line.
-    console = Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 2000, markup=False, highlight=False)
     console.print(table)
 
 
@@ -44,7 +44,7 @@ def _cell(entry: dict[str, Any], key: str) -> str:
 
 
 def _first_number(value: Any) -> str:
-    """A metric, or the first, which is the leading one, of those of a test set."""
+    """A metric, or the first, which is the leading one, of those of a test set or of a protocol on it."""
     if isinstance(value, dict):
-        return next((f"{name} {number:.4g}" for name, number in value.items() if name != "n"), "-")
+        return next((f"{name} {_first_number(part)}" for name, part in value.items() if name != "n"), "-")
     return f"{value:.4g}" if isinstance(value, float) else str(value)

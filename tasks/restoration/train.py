@@ -42,6 +42,7 @@ PLATEAU = 0.4
 LOSS_POWER = 0.5
 # Share of samples whose weather the network is told: restoring and detecting need not wait for each other.
 TOLD = 0.5
+Judge = Callable[[Tensor, Tensor], Tensor]
 DevPictures = list[tuple[PixelArray, PixelArray, str]]  # (degraded, target, name)
 
 
@@ -111,7 +112,7 @@ def train(
 def optimise(
     net: RestorationNet, mixture: RestorationMixture, loop: LoopConfig, out: Path, *,
     phases: tuple[Phase, ...] = PHASES, validation: dict[str, DevPictures] | None = None,
-    resume: bool = False, workers: int = 1, say: Callable[[str], None] = _LOG.info,
+    resume: bool = False, workers: int = 1, judge: Judge | None = None, say: Callable[[str], None] = _LOG.info,
 ) -> nn.Module:  # fmt: skip
     """Train any RestorationNet by the recipe; returns a copy with the averaged weights.
 
@@ -124,6 +125,7 @@ def optimise(
         validation: sets measured every `loop.validate_every` steps.
         resume: continue an interrupted run exactly.
         workers: data processes.
+        judge: one more loss, of (restored, clean), both (B, 3, H, W): what else the result is to be good for.
         say: receives progress lines.
     """
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
@@ -132,7 +134,7 @@ def optimise(
     sets = validation or {}
     return fit(
         net,
-        lambda model, step: _losses(model, next(batches)),
+        lambda model, step: _losses(model, next(batches), judge),
         loop,
         out,
         validate=(lambda model, step: _validate(model, sets, out)) if sets else None,
@@ -166,13 +168,14 @@ def _draw(
     return _Batch(x_BCHW, y_BCHW, opacity_B1HW, weather_labels(kinds))
 
 
-def _losses(model: nn.Module, batch: _Batch) -> dict[str, Tensor]:
+def _losses(model: nn.Module, batch: _Batch, judge: Judge | None = None) -> dict[str, Tensor]:
     x_BCHW, y_BCHW, opacity_B1HW, labels_BW = batch
     x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     context = Context()
     told_B1 = torch.rand(len(x_BCHW), 1) < TOLD
     restored_BCHW, logits_BW, opacity_B1hw = model(x_BCHW, context, labels_BW.masked_fill(~told_B1, math.nan))
-    return {
+    judged = {} if judge is None else {"judge": judge(restored_BCHW, y_BCHW)}
+    return judged | {
         "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW), LOSS_POWER),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),
         "opacity": OPACITY_WEIGHT * opacity_loss(opacity_B1hw, opacity_B1HW),

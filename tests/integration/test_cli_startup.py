@@ -38,6 +38,15 @@ except SystemExit as stop:
     assert done.stdout
 
 
+def test_models_lists_what_is_shipped_a_line_each_without_torch():
+    code = f"import sys; from moevision.cli.main import app; app(['models'], standalone_mode=False); print({HEAVY})"
+    head, *lines, heavy = python(code).splitlines()
+    assert head.split() == ["name", "task", "parameters", "size", "quality"]
+    assert [line.split()[0] for line in lines] == [model["name"] for model in moevision.list_models()]
+    assert "ucsd_ped2_dev p0 micro_auc 0.98" in lines[0]
+    assert heavy == "set()"
+
+
 def test_help_answers_in_less_than_a_second():
     def seconds():
         before = os.times()

@@ -35,7 +35,10 @@ def restoration(
     steps: _Steps = 60_000,
     learning_rate: _LearningRate = 3e-4,
     start_from: Annotated[
-        Path | None, typer.Option("--start-from", help="Weights to begin with; parts they lack start anew.")
+        Path | None,
+        typer.Option(
+            "--start-from", help="Weights to begin with; parts they lack start anew.", autocompletion=completion.models
+        ),
     ] = None,
     resume: _ResumeRun = False,
     quiet: common.Quiet = False,

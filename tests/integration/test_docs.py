@@ -57,7 +57,7 @@ def parse(arguments):
         context = command.make_context(name, list(arguments), parent=parent, resilient_parsing=quiet)
         if not hasattr(command, "commands"):
             return
-        rest = [*context._protected_args, *context.args]
+        rest = [*getattr(context, "_protected_args", []), *context.args]
         if not rest and quiet:
             return
         name, command, arguments = command.resolve_command(context, rest)

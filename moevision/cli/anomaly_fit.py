@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moevision.cli import common
+from moevision.cli import common, completion
 from moevision.cli.detect import Fps, OnExists, overwrites
 from moevision.errors import UsageError
 
@@ -34,6 +34,7 @@ def anomaly_fit(
             "--model",
             help="A name from 'moevision models', a .safetensors file, or none: then only what moves, and how fast, "
             "counts.",
+            autocompletion=completion.models_or_none,
         ),
     ] = "anomaly-ped2",
     fine_tune: Annotated[

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from moevision.cli import completion
 from moevision.errors import MoevisionError, UsageError
 
 if TYPE_CHECKING:
@@ -210,12 +211,30 @@ JsonFile = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option("--model", help="A name from 'moevision models' or a .safetensors file.", rich_help_panel=_WORKING),
+    typer.Option(
+        "--model",
+        help="A name from 'moevision models' or a .safetensors file.",
+        rich_help_panel=_WORKING,
+        autocompletion=completion.models,
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_WORKING)]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:N or mps.",
+        rich_help_panel=_WORKING,
+        autocompletion=completion.one_of("auto", "cpu", "cuda", "mps"),
+    ),
+]
 Precision = Annotated[
     str,
-    typer.Option("--precision", help="auto, fp32 or bf16; auto takes bf16 where it is fast.", rich_help_panel=_WORKING),
+    typer.Option(
+        "--precision",
+        help="auto, fp32 or bf16; auto takes bf16 where it is fast.",
+        rich_help_panel=_WORKING,
+        autocompletion=completion.one_of("auto", "fp32", "bf16"),
+    ),
 ]
 Tile = Annotated[
     str, typer.Option("--tile", help="Tile size in pixels: auto, 0 = whole image, or N.", rich_help_panel=_WORKING)
@@ -247,6 +266,7 @@ Weather = Annotated[
         "--weather",
         help="What to take away: auto = what is detected, or a list such as rain,haze.",
         rich_help_panel=_WORKING,
+        autocompletion=completion.weathers("auto"),
     ),
 ]
 Jobs = Annotated[
@@ -258,14 +278,23 @@ Recursive = Annotated[
 OnExists = Annotated[
     str,
     typer.Option(
-        "--on-exists", help="If an output exists: fail, skip, overwrite or rename (a-1.png).", rich_help_panel=_OUTPUT
+        "--on-exists",
+        help="If an output exists: fail, skip, overwrite or rename (a-1.png).",
+        rich_help_panel=_OUTPUT,
+        autocompletion=completion.one_of("fail", "skip", "overwrite", "rename"),
     ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Leave out what an earlier, equal run finished.", rich_help_panel=_OUTPUT)
 ]
 Format = Annotated[
-    str, typer.Option("--format", help="Output format: same, png, jpg, webp, tiff or bmp.", rich_help_panel=_OUTPUT)
+    str,
+    typer.Option(
+        "--format",
+        help="Output format: same, png, jpg, webp, tiff or bmp.",
+        rich_help_panel=_OUTPUT,
+        autocompletion=completion.one_of("same", "png", "jpg", "webp", "tiff", "bmp"),
+    ),
 ]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of JPEG and WebP.", rich_help_panel=_OUTPUT)]
 StripMetadata = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moevision.cli import common
+from moevision.cli import common, completion
 
 app = typer.Typer(help="Look at training data, make test data.", no_args_is_help=True)
 
@@ -42,7 +42,10 @@ def synthesize(
     weather: Annotated[
         str,
         typer.Option(
-            "--weather", help="rain, drops, snow, haze, mixture, clean, or some joined: haze+rain.", show_default=False
+            "--weather",
+            help="rain, drops, snow, haze, mixture, clean, or some joined: haze+rain.",
+            show_default=False,
+            autocompletion=completion.weathers("mixture", "clean", joined_by="+"),
         ),
     ],
     seed: common.Seed = 2026,

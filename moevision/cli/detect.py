@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moevision.cli import common
+from moevision.cli import common, completion
 from moevision.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ _OwnModel = Annotated[
         "beside it.",
         show_default=False,
         rich_help_panel=_COMPUTING,
+        autocompletion=completion.models_or_none,
     ),
 ]
 _FalseAlarms = Annotated[
@@ -75,9 +76,23 @@ _PValue = Annotated[
         rich_help_panel=_COMPUTING,
     ),
 ]
-_Outputs = Annotated[str, typer.Option("--outputs", help="What to write, a list.", rich_help_panel=_OUTPUT)]
+_Outputs = Annotated[
+    str,
+    typer.Option(
+        "--outputs",
+        help="What to write, a list.",
+        rich_help_panel=_OUTPUT,
+        autocompletion=completion.some_of(("scores", "events", "heat", "plot")),
+    ),
+]
 OnExists = Annotated[
-    str, typer.Option("--on-exists", help="If an output exists: fail or overwrite.", rich_help_panel=_OUTPUT)
+    str,
+    typer.Option(
+        "--on-exists",
+        help="If an output exists: fail or overwrite.",
+        rich_help_panel=_OUTPUT,
+        autocompletion=completion.one_of("fail", "overwrite"),
+    ),
 ]
 Fps = Annotated[
     float,

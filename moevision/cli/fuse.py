@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moevision.cli import common
+from moevision.cli import common, completion
 from moevision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _Register = Annotated[
         "--register",
         help="Bring the infrared picture onto the visible one: none, ecc, or a JSON file with a 3x3 homography.",
         rich_help_panel=_COMPUTING,
+        autocompletion=completion.one_of("none", "ecc"),
     ),
 ]
 _ThermalRange = Annotated[
@@ -32,6 +33,7 @@ _ThermalRange = Annotated[
         "--thermal-range",
         help="Of 16-bit and float infrared: auto, full, or LOW,HIGH in its own units.",
         rich_help_panel=_COMPUTING,
+        autocompletion=completion.one_of("auto", "full"),
     ),
 ]
 _WeightsMap = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moevision.cli import common
+from moevision.cli import common, completion
 from moevision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _Restore = Annotated[
         help="Restore every picture first, with restoration-small: off, auto = what weather is detected, or a list "
         "such as rain,haze.",
         rich_help_panel=_COMPUTING,
+        autocompletion=completion.weathers("off", "auto"),
     ),
 ]
 _Overlay = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moevision.cli import common
+from moevision.cli import common, completion
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
@@ -35,7 +35,10 @@ def restoration(
     steps: _Steps = 60_000,
     learning_rate: _LearningRate = 3e-4,
     start_from: Annotated[
-        Path | None, typer.Option("--start-from", help="Weights to begin with; parts they lack start anew.")
+        Path | None,
+        typer.Option(
+            "--start-from", help="Weights to begin with; parts they lack start anew.", autocompletion=completion.models
+        ),
     ] = None,
     resume: _ResumeRun = False,
     quiet: common.Quiet = False,
@@ -95,7 +98,12 @@ def anomaly(
     steps: _Steps = 4000,
     learning_rate: _LearningRate = 2e-3,
     encoder: Annotated[
-        str, typer.Option("--encoder", help="Weights whose frozen appearance encoder is taken over.")
+        str,
+        typer.Option(
+            "--encoder",
+            help="Weights whose frozen appearance encoder is taken over.",
+            autocompletion=completion.models,
+        ),
     ] = "anomaly-ped2",
     resume: _ResumeRun = False,
     quiet: common.Quiet = False,
@@ -130,6 +138,7 @@ def segmentation(
             "--start-from",
             help="Weights to begin with, a name from 'moevision models' or a .safetensors file; parts that do not fit "
             "start anew. none = all of it.",
+            autocompletion=completion.models_or_none,
         ),
     ] = "segmentation-camvid",
     weather: Annotated[

@@ -59,13 +59,20 @@ def test_all_sources_turn_up_in_their_shares(mixture):
     *_, kinds = mixture.batch(np.random.default_rng(0), 400, 16)
     share = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
     total = sum(vars(WEIGHTS).values())
-    street = WEIGHTS.street / len(STREET_KINDS)
-    assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze + street) / total, abs=0.07)
+    assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze) / total, abs=0.07)
     assert share["rain"] == pytest.approx(WEIGHTS.rain / total, abs=0.06)
     assert share["pairs"] == pytest.approx(WEIGHTS.user_pairs / total, abs=0.06)
     assert {"drops", "snow", "clean"} <= set(share)
     mixed = sum(part for kind, part in share.items() if "+" in kind)
-    assert mixed == pytest.approx((WEIGHTS.mixture + 2 * street) / total, abs=0.06)
+    assert mixed == pytest.approx(WEIGHTS.mixture / total, abs=0.04)
+
+
+def test_streets_have_every_weather_of_theirs_and_say_which(made_root):
+    alone = MixtureWeights(**{name: float(name == "street") for name in vars(WEIGHTS)})
+    x, y, opacity, kinds = RestorationMixture(made_root, alone).batch(np.random.default_rng(0), 40, 32)
+    assert set(kinds) == set(STREET_KINDS)
+    assert (np.abs(x - y).mean((1, 2, 3)) > 0.001).all()
+    assert (opacity.any((1, 2, 3)) == [kind == "drops" for kind in kinds]).all()
 
 
 @pytest.mark.parametrize("crop_px", [8, 95, 200])
@@ -97,7 +104,7 @@ def test_pairs_stay_aligned(made_root):
 def test_every_batch_holds_each_weather_in_its_share_as_far_as_it_has_room(mixture, count):
     rng = np.random.default_rng(0)
     batches = [mixture.batch(rng, count, 16)[-1] for _ in range(60)]
-    for kind in ("rain", "snow"):  # a street has drops, too
+    for kind in ("rain", "drops", "snow"):
         counts = np.array([kinds.count(kind) for kinds in batches])
         assert (np.abs(counts - mixture.shares[kind] * count) < 1).all()
         assert counts.mean() == pytest.approx(mixture.shares[kind] * count, abs=0.2)

@@ -93,6 +93,12 @@ def fuse(
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": common.parse_tile(tile)}
     asked |= {"register": register, "thermal_range": thermal_range}
     if video:
+        unfit = {
+            "--weights-map": weights_map is not None, "--report": report is not None, "--resume": resume,
+            "--dry-run": dry_run, "--format": output_format != "same", "--strip-metadata": strip_metadata,
+        }  # fmt: skip
+        if named := [option for option, given in unfit.items() if given]:
+            raise UsageError(f"--video and {', '.join(named)} do not go together; leave one out")
         _fuse_videos(Path(infrared), Path(visible), output, {**asked, "device": device}, on_exists, quiet=quiet)
         return
     options = BatchOptions(

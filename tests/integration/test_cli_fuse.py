@@ -109,3 +109,11 @@ def test_the_page_shows_both_inputs_and_the_result(cli, folders, page_of):
     assert [row[0] for row in data["rows"][:2]] == ["ir/a.png + vis/a.png", "ir/sub/b.png + vis/sub/b.png"]
     assert [len(pictures) for pictures in images] == [3, 3, 0, 0]
     assert all(row[5] == "no pictures: could not be begun" for row in data["rows"][2:])
+
+
+@pytest.mark.parametrize("option", [["--report", "r.html"], ["--weights-map", "w"], ["--dry-run"], ["--resume"]])
+def test_what_a_pair_of_videos_cannot_have_is_refused_and_not_left_out(cli, folders, option):
+    result = cli("fuse", "ir.mp4", "vis.mp4", "-o", "both.mp4", "--video", *option)
+    assert result.exit_code == 2
+    assert f"--video and {option[0]} do not go together" in result.stderr
+    assert not Path("both.mp4").exists()

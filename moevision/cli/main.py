@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import bench, datasets, detect, evaluate, fuse, models, restore, segment, train, tune
+from moevision.cli import bench, datasets, demo, detect, evaluate, export, fuse, models, restore, segment, train, tune
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
@@ -27,7 +27,9 @@ app.command("fuse")(fuse.fuse)
 app.command("detect")(detect.detect)
 app.command("anomaly-fit")(detect.anomaly_fit)
 app.command("segment")(segment.segment)
+app.command("demo")(demo.demo)
 app.command("models")(models.models)
+app.command("export")(export.export)
 app.command("tune")(tune.tune)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")

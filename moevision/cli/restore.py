@@ -28,6 +28,7 @@ def restore(
     tile: common.Tile = "auto",
     strength: _Strength = 1.0,
     weather: common.Weather = "auto",
+    runtime: common.Runtime = "torch",
     jobs: common.Jobs = 2,
     recursive: common.Recursive = True,
     on_exists: common.OnExists = "fail",
@@ -66,7 +67,7 @@ def restore(
         debug=debug,
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": tile_px}
-    asked |= {"strength": strength, "weather": told}
+    asked |= {"strength": strength, "weather": told, "runtime": runtime}
     settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
 
     def make_task() -> Task:

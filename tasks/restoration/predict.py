@@ -15,9 +15,10 @@ from moevision.imaging.picture import Picture, to_float_tile
 from moevision.imaging.tiling import Tile, map_picture, plan_tiles
 from moevision.moe import Context, Window
 from moevision.tasks.restoration.model import RestorationNet
+from moevision.tasks.restoration.portable_net import PortableNet
 from moevision.tasks.restoration.weathers import WEATHERS, known_weathers
 
-# Up to this size a picture is one tile and measures its own statistics.
+# Up to this size a picture is one tile and measures its own statistics; an exported network has its own limit.
 WHOLE_PX = 768
 _PATCH_PX = 128
 
@@ -31,6 +32,7 @@ class RestorationTask:
         tile_px: edge of a tile; 0 = the whole picture at once, None = the descriptor's choice.
         strength: 0 returns the input, 1 the network's output, between a linear mix.
         weather: what to take away, one name or several of WEATHERS, none = nothing; None = what the network detects.
+        network: an exported network that computes instead of the descriptor's.
 
     Raises:
         UsageError: an unknown weather.
@@ -41,10 +43,12 @@ class RestorationTask:
     def __init__(
         self, descriptor: ModelDescriptor, *, device: torch.device, dtype: torch.dtype = torch.float32,
         tile_px: int | None = None, strength: float = 1.0, weather: str | Collection[str] | None = None,
+        network: PortableNet | None = None,
     ) -> None:  # fmt: skip
         self.weather = None if weather is None else known_weathers(weather)
         self.descriptor, self.device = descriptor, device
-        self.model = cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
+        self.model = network or cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
+        self.whole_px = network.whole_px if network else WHOLE_PX
         self.tile_px, self.strength = tile_px, strength
         self._told_BW = None if self.weather is None else _told(self.weather).to(device)
 
@@ -66,7 +70,7 @@ class RestorationTask:
         overlap_px = min(self.descriptor.overlap_px, tile_px // 2)
         multiple_px = self.descriptor.size.tile_multiple_px
         tiles = sum(len(row) for row in plan_tiles(height, width, tile_px, overlap_px, multiple_px))
-        measured = self._measure(picture) if tiles > 1 or max(height, width) > WHOLE_PX else None
+        measured = self._measure(picture) if tiles > 1 or max(height, width) > self.whole_px else None
         seen = measured or Context()
 
         def restore(tile_HWC: np.ndarray, tile: Tile) -> np.ndarray:
@@ -81,7 +85,7 @@ class RestorationTask:
     def _tile_px(self, height: int, width: int) -> int:
         if self.tile_px is not None:
             return self.tile_px
-        return 0 if max(height, width) <= WHOLE_PX else self.descriptor.tile_px
+        return 0 if max(height, width) <= self.whole_px else self.descriptor.tile_px
 
     def _restore_tile(self, tile_HWC: np.ndarray, context: Context) -> np.ndarray:
         x_BCHW = self._to_tensor(tile_HWC)

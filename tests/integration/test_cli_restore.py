@@ -49,6 +49,7 @@ def test_options_reach_the_task(cli, folder, fake_api):
             "tile_px": 0,
             "strength": 0.5,
             "weather": ("rain", "haze"),
+            "runtime": "torch",
         },
         {
             "model": "restoration-small",
@@ -57,6 +58,7 @@ def test_options_reach_the_task(cli, folder, fake_api):
             "tile_px": None,
             "strength": 1.0,
             "weather": None,
+            "runtime": "torch",
         },
     ]
 

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from downstream_classifier import CLASSIFIER, classifier_in, read_cifar
 from downstream_table import CLEAN, CONDITIONS, DEGRADED, Condition, Figure, rows_of, to_markdown
-from downstream_weather import STRENGTHS, WEATHERS, Pixels, weathered
+from downstream_weather import STRENGTHS, WEATHERS, Floats, Pixels, slope_m, standing_m, weathered
 
 from moevision.api import load, restoration_task, segmentation_task
 from moevision.checkpoint import file_sha256, find_weights
@@ -65,6 +65,7 @@ class Item(NamedTuple):
     number: int
     name: str
     clean_HWC: Pixels
+    distance_m_HW: Floats
     truth: Any
 
 
@@ -140,7 +141,10 @@ def segmentation(options: argparse.Namespace) -> Subject:
         return scores_of(counts_V.reshape(classes, classes), folder.classes.names)["miou"]
 
     chosen = [(i, folder[i]) for i in range(0, len(folder), options.every)]
-    items = [Item(i, found.name, found.image_HWC, found.label_HW) for i, found in chosen]
+    items = [
+        Item(i, found.name, found.image_HWC, standing_m(found.label_HW, folder.classes.names), found.label_HW)
+        for i, found in chosen
+    ]
     return Subject("segmentation", "mIoU", items, {name: judge(task) for name, task in tasks.items()}, miou, 8)
 
 
@@ -154,7 +158,11 @@ def classification(options: argparse.Namespace) -> Subject:
         return [int(net(torch.from_numpy(image_HWC).permute(2, 0, 1)[None].float() / 255).argmax() == truth), 1]
 
     pictures_NHWC, labels_N = read_cifar(folder / "test.npz")
-    items = [Item(i, str(i), pictures_NHWC[i], int(labels_N[i])) for i in range(0, len(labels_N), options.every)]
+    distance_m_HW = slope_m(*pictures_NHWC.shape[1:3])
+    items = [
+        Item(i, str(i), pictures_NHWC[i], distance_m_HW, int(labels_N[i]))
+        for i in range(0, len(labels_N), options.every)
+    ]
     return Subject("classification", "accuracy", items, {PLAIN: judge}, lambda hits_2: hits_2[0] / hits_2[1], 100)
 
 
@@ -188,7 +196,9 @@ def read_piece(path: Path, weights: dict[str, str]) -> dict[str, Any]:
 
 def seen(item: Item, condition: Condition) -> Pixels:
     """A picture in its weather."""
-    return item.clean_HWC if condition == CLEAN else weathered(item.clean_HWC, *condition, item.number)
+    if condition == CLEAN:
+        return item.clean_HWC
+    return weathered(item.clean_HWC, *condition, item.number, item.distance_m_HW)
 
 
 def judged_by(subject: Subject, how: str) -> list[str]:

@@ -1,24 +1,28 @@
-"""Weather for `downstream.py`, made by another model than the training's (`moevision.datasets.weather`).
+"""Weather for `downstream.py`, made by another model than the training's (`moevision.datasets`), from physics.
 
-    python benchmarks/downstream_weather.py PICTURE... --out sheet.png
+    python benchmarks/downstream_weather.py FOLDER --number 0 40 80 --out sheet.png
 
-shows what it makes: a row a picture and strength, a column a weather.
+shows what it makes of pictures of a labelled folder: a row a picture and strength, a column a weather.
 
-What differs. Training draws textures on the picture's plane; here is a camera on a moving car. Rain and snow are
-particles in the air before it, which fall, drift with the wind and come nearer while the shutter is open: streaks fan
-out from the vanishing point and grow towards the edge, where training has parallel streaks of smeared noise or stamped
-blobs. They hide a share of the light behind them and scatter the sky's, always in linear light (training: six in ten
-plain additions of sRGB values). The air between is misty by distance (training: a random smooth veil). Haze lies in a
-street: a ground plane up to a horizon, walls at both sides, sky 250 m away; in pictures below 100 px, which one thing
-fills, on a slope from 20 to 60 m (training: depths of indoor scenes, or an invented relief). Its optical depth reaches
-11 (training: 2.3 at the 95 % point); its light is a grey of 0.50 to 0.85, blue or yellow by up to 12 % (training: 0.6
-to 1.0, 5 %), added in linear light (training: three in ten). Drops are ellipses that run together, many small ones for
-each large one, imaged through a round aperture; they show the picture upside down within a dark rim (training: Gaussian
-bumps of about one radius, Gaussian blur, a share of grey sky, highlights).
+Distance. A picture with labels is a world of upright things on a flat ground (stixels: Badino et al. 2009): road and
+pavement lie on the ground, whatever else touches it in the picture stands where it does, the sky has no end. So fog
+lies behind what is near. A picture below 100 px, which one thing fills, is a slope from 20 to 60 m.
 
-What does not: both are synthetic, and their ranges of length, angle, opacity, cover and size overlap. No wet roads, no
-snow on the ground, no headlights, no noise. The masks of `weather/masks_rain_snow` are not used, for training uses
-them.
+Mist. Koschmieder's law in linear light; extinction 5, 10 and 20 a km for haze (Foggy Cityscapes, Sakaridis et al.
+2018), 0.312 R^0.67 a km for R mm of rain an hour (Weber et al. 2015, as in Halder et al. 2019), 3 / visibility for
+snow.
+
+What falls. Raindrops as many and as large as Marshall and Palmer (1948) have it, at Atlas's speeds (1973), in 50, 100
+and 200 mm an hour; flakes by Gunn and Marshall (1958) in 1, 2.5 and 5 mm of water an hour, of a density of 0.1, with
+1000, 500 and 250 m of visibility (light, moderate, heavy snow in aviation). A camera moves towards them at 7 m/s, its
+shutter is open for 1/1000 to 1/125 s. A particle hides what is behind it only while it is before it (Garg and Nayar
+2007): its streak is as opaque as the particle is wide against the way it goes meanwhile. Its light is the sky's. Near
+ones are out of focus.
+
+Drops on the windscreen cover 8, 22 and 42 % of the picture: ellipses that run together, many small ones for each
+large one, imaged through a round aperture; they show the picture upside down within a dark rim.
+
+Not here: wet roads, snow on the ground, headlights, noise. Nothing was chosen by what a network makes of it.
 
 A picture's weather depends on its seed, kind and strength alone; the strengths of one seed have their particles and
 drops in common.
@@ -34,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevision.datasets.light import linear_to_srgb, srgb_to_linear
-from moevision.datasets.paired import read_image
+from moevision.datasets.segmentation import LabelledFolder
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -42,51 +46,115 @@ Pixels = NDArray[np.uint8]
 SEED = 60311
 WEATHERS = ("rain", "drops", "snow", "haze")
 STRENGTHS = ("weak", "middle", "strong")
-SHUTTER_S, SPEED_M_S = 1 / 60, 7.0
-FARTHEST_M = 250.0
+SPEED_M_S, CAMERA_M = 7.0, 1.4
+SHUTTER_S = (1 / 1000, 1 / 125)
+SKY_M = 5000.0
+GROUND = ("Road", "Pavement")
 STREET_PX = 100  # rows; a smaller picture shows one thing
+DROPS_COVER = dict(zip(STRENGTHS, (0.08, 0.22, 0.42), strict=True))  # before they overlap and blur
+HAZE_PER_M = dict(zip(STRENGTHS, (0.005, 0.01, 0.02), strict=True))
 _FINE = 3  # masks are drawn so many times larger, then shrunk by areas
 _SHIFT = 4  # binary digits behind the point of OpenCV's coordinates
 
 
 class Air(NamedTuple):
-    """Particles in a picture of 480x360, how much they hide, and how far one sees in the mist between them."""
+    """Particles of exponentially distributed size, and the mist of those too small or far to be drawn."""
 
-    number: int
-    opacity: float
-    visibility_m: float
+    extinction_per_m: float
+    number_per_m3_mm: float  # N0
+    slope_per_mm: float  # Lambda
+    swell: float  # diameter of a flake by that of its water
+    smallest_mm: float
+    snow: bool
 
-
-class Kind(NamedTuple):
-    """What falls: diameters (shape and scale of a gamma distribution) and speed; how far it is drawn one by one."""
-
-    shape: float
-    scale_m: float
-    fall_m_s: float
-    nearest_m: float
-    farthest_m: float
-    wind_m_s: float
+    @property
+    def drawn_per_m3(self) -> float:
+        """Those that are not too small."""
+        return self.number_per_m3_mm / self.slope_per_mm * float(np.exp(-self.slope_per_mm * self.smallest_mm))
 
 
-RAINDROPS, FLAKES = Kind(3.0, 1.1e-3, 7.0, 0.7, 9.0, 2.5), Kind(3.0, 3.2e-3, 1.1, 0.8, 14.0, 1.0)
-RAIN = dict(zip(STRENGTHS, (Air(1500, 0.3, 900), Air(4000, 0.45, 450), Air(9000, 0.65, 220)), strict=True))
-SNOW = dict(zip(STRENGTHS, (Air(900, 0.7, 700), Air(2500, 0.85, 320), Air(5500, 0.95, 160)), strict=True))
-HAZE_VISIBILITY_M = dict(zip(STRENGTHS, (400.0, 180.0, 90.0), strict=True))
-DROPS_COVER = dict(zip(STRENGTHS, (0.08, 0.22, 0.42), strict=True))  # before they overlap and blur
+def rain_of(mm_per_h: float) -> Air:
+    """Marshall and Palmer; Weber et al."""
+    return Air(0.312e-3 * mm_per_h**0.67, 8000.0, 4.1 * mm_per_h**-0.21, 1.0, 1.5, snow=False)
 
 
-def weathered(clean_HWC: Pixels, weather: str, strength: str, index: int) -> Pixels:
+def snow_of(mm_per_h: float, visibility_m: float) -> Air:
+    """Gunn and Marshall; sizes are those of the water in a flake."""
+    slope_per_mm = 2.55 * mm_per_h**-0.48
+    return Air(3.0 / visibility_m, 3800 * mm_per_h**-0.87, slope_per_mm, 0.1 ** (-1 / 3), 0.7, snow=True)
+
+
+AIR = {
+    "rain": dict(zip(STRENGTHS, map(rain_of, (50, 100, 200)), strict=True)),
+    "snow": dict(zip(STRENGTHS, map(snow_of, (1, 2.5, 5), (1000, 500, 250)), strict=True)),
+}
+NEAREST_M, FARTHEST_M = 0.5, 6.0  # of particles that are drawn one by one
+
+
+def weathered(clean_HWC: Pixels, weather: str, strength: str, index: int, distance_m_HW: Floats) -> Pixels:
     """The picture of number `index` (its seed) in one of WEATHERS and STRENGTHS; RGB."""
     rng = np.random.default_rng([SEED, WEATHERS.index(weather), index])
     light_HWC = srgb_to_linear(clean_HWC.astype(np.float32) / np.float32(255))
     if weather == "haze":
-        bad_HWC = _misty(light_HWC, HAZE_VISIBILITY_M[strength], _airlight(rng), rng)
+        bad_HWC = _misty(light_HWC, HAZE_PER_M[strength], distance_m_HW, _airlight(rng))
     elif weather == "drops":
         bad_HWC = _through_drops(light_HWC, DROPS_COVER[strength], rng)
     else:
-        air, kind = (RAIN[strength], RAINDROPS) if weather == "rain" else (SNOW[strength], FLAKES)
-        bad_HWC = _falling(light_HWC, air, kind, rng)
+        bad_HWC = _falling(light_HWC, weather, strength, distance_m_HW, rng)
     return np.asarray(np.round(linear_to_srgb(bad_HWC) * 255), np.uint8)
+
+
+def slope_m(height: int, width: int) -> Floats:
+    """Distance in a picture that one thing fills, HW: from 20 m at the bottom to 60 m at the top."""
+    return np.repeat(np.linspace(60, 20, height, dtype=np.float32)[:, None], width, 1)
+
+
+def standing_m(label_HW: NDArray[np.uint8], names: tuple[str, ...]) -> Floats:
+    """Distance of what the labels show, HW: a flat ground and upright things where they touch it."""
+    height, width = label_HW.shape
+    ground_HW = np.isin(label_HW, [names.index(name) for name in GROUND])
+    rows_H1 = np.arange(height, dtype=np.float32)[:, None]
+    seen_H = np.flatnonzero(ground_HW.mean(1) > 0.01)
+    horizon = min(float(seen_H[0]) if len(seen_H) else 0.55 * height, 0.6 * height) - 2
+    ground_m_H1 = _focal_px(height) * CAMERA_M / np.maximum(rows_H1 + 1 - horizon, 1)
+    distance_m_HW = np.where(ground_HW, ground_m_H1, np.float32(np.nan)).astype(np.float32)
+    distance_m_HW[label_HW == names.index("Sky")] = SKY_M
+    for mask_HW in _things(label_HW, [i for i, name in enumerate(names) if name not in (*GROUND, "Sky")]):
+        columns = np.flatnonzero(mask_HW.any(0))
+        bottoms = height - np.argmax(mask_HW[::-1, columns], 0)  # the row under the thing
+        below = np.minimum(bottoms, height - 1)
+        stands = (bottoms == height) | ground_HW[below, columns]
+        if stands.any():
+            feet_m = ground_m_H1[below, 0]
+            distance_m_W = np.interp(np.arange(width), columns[stands], feet_m[stands])
+        else:  # it looks out from behind what lies under it
+            under_m = distance_m_HW[below, columns]
+            known = under_m[np.isfinite(under_m) & (under_m < SKY_M)]
+            distance_m_W = np.full(width, 1.3 * float(np.median(known)) if known.size else 60.0)
+        distance_m_HW = np.where(mask_HW, distance_m_W.astype(np.float32), distance_m_HW)
+    return _filled(distance_m_HW)
+
+
+def _things(label_HW: NDArray[np.uint8], classes: list[int]) -> list[NDArray[np.bool_]]:
+    """Connected parts of the classes, the lowest first."""
+    found = []
+    for number in classes:
+        count, part_HW = cv2.connectedComponents((label_HW == number).astype(np.uint8))
+        found += [part_HW == part for part in range(1, count)]
+    return sorted(found, key=lambda mask_HW: -int(np.flatnonzero(mask_HW.any(1))[-1]))
+
+
+def _filled(distance_m_HW: Floats) -> Floats:
+    """Pixels without a label are as far as the nearest that has one."""
+    unknown_HW = ~np.isfinite(distance_m_HW)
+    if unknown_HW.all():
+        return slope_m(*distance_m_HW.shape)
+    _, nearest_HW = cv2.distanceTransformWithLabels(
+        unknown_HW.astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    of_label_N = np.zeros(int(nearest_HW.max()) + 1, np.float32)
+    of_label_N[nearest_HW[~unknown_HW]] = distance_m_HW[~unknown_HW]
+    return np.asarray(of_label_N[nearest_HW], np.float32)
 
 
 def _coarseness(height: int) -> float:
@@ -98,80 +166,60 @@ def _focal_px(height: int) -> float:
     return 1.4 * height
 
 
-def _street_m(height: int, width: int, rng: np.random.Generator) -> Floats:
-    """Distance of what a camera 1.4 m above a street sees, HW: ground, walls 6 to 12 m aside, sky at FARTHEST_M."""
-    row, column = height * rng.uniform(0.44, 0.52), width * rng.uniform(0.4, 0.6)
-    left_m, right_m = rng.uniform(6, 12, 2)
-    high_m = rng.uniform(8, 14)
-    below_H1 = (np.arange(height) + 0.5 - row)[:, None]
-    aside_W = np.arange(width) + 0.5 - column
-    focal = _focal_px(height)
-    ground_m_H1 = focal * 1.4 / np.maximum(below_H1, 1e-3)
-    wall_m_W = focal * np.where(aside_W < 0, left_m, right_m) / np.maximum(np.abs(aside_W), 1e-3)
-    wall_m_HW = np.where(-below_H1 * wall_m_W > focal * high_m, FARTHEST_M, wall_m_W)
-    street_m_HW = np.minimum(np.minimum(ground_m_H1, wall_m_HW), FARTHEST_M).astype(np.float32)
-    # No real street has such sharp edges.
-    return np.exp(np.asarray(cv2.GaussianBlur(np.log(street_m_HW), (0, 0), 0.02 * height), np.float32))
-
-
-def _thing_m(height: int, width: int) -> Floats:
-    """Distance in a picture that one thing fills, HW: from 20 m at the bottom to 60 m at the top."""
-    return np.repeat(np.linspace(60, 20, height, dtype=np.float32)[:, None], width, 1)
-
-
 def _airlight(rng: np.random.Generator) -> Floats:
     """In linear light; blue or yellow by up to 12 %."""
     grey, tint = rng.uniform(0.5, 0.85), rng.uniform(-0.12, 0.12)
     return srgb_to_linear(np.array([grey * (1 + tint / 2), grey, grey * (1 - tint)], np.float32))
 
 
-def _misty(light_HWC: Floats, visibility_m: float, airlight_C: Floats, rng: np.random.Generator) -> Floats:
-    """Koschmieder's law; at `visibility_m` 2 % of the contrast are left."""
-    height, width = light_HWC.shape[:2]
-    depth_m_HW = _street_m(height, width, rng) if height >= STREET_PX else _thing_m(height, width)
-    seen_HW1 = np.exp(np.float32(-3.912 / visibility_m) * depth_m_HW)[..., None]
+def _misty(light_HWC: Floats, extinction_per_m: float, distance_m_HW: Floats, airlight_C: Floats) -> Floats:
+    """Koschmieder's law."""
+    seen_HW1 = np.exp(np.float32(-extinction_per_m) * distance_m_HW)[..., None]
     return np.asarray(light_HWC * seen_HW1 + airlight_C * (1 - seen_HW1), np.float32)
 
 
-def _falling(light_HWC: Floats, air: Air, kind: Kind, rng: np.random.Generator) -> Floats:
+def _falling(light_HWC: Floats, weather: str, strength: str, distance_m_HW: Floats, rng: np.random.Generator) -> Floats:
     """Rain or snow: mist, then what falls, far before near."""
     height, width = light_HWC.shape[:2]
+    air = AIR[weather][strength]
     # Drops and flakes are lit by the whole sky; the picture's bright parts are what it shows of that.
     sky_C = np.quantile(light_HWC.reshape(-1, 3), 0.9, axis=0).astype(np.float32)
     sky_C = np.clip(0.5 * sky_C + 0.5 * sky_C.mean(), 0.35, 0.8)
-    bad_HWC = _misty(light_HWC, air.visibility_m, 0.8 * sky_C, rng)
-    for near_m, far_m, alpha_HW in _particles(height, width, air, kind, rng):
-        blur_px = 0.012 * _focal_px(height) * _coarseness(height) * (2 / (near_m + far_m) - 1 / kind.farthest_m)
+    bad_HWC = _misty(light_HWC, air.extinction_per_m, distance_m_HW, 0.8 * sky_C)
+    for near_m, far_m, alpha_HW in _particles(height, width, air, AIR[weather], rng):
+        blur_px = 0.012 * _focal_px(height) * _coarseness(height) * (2 / (near_m + far_m) - 1 / FARTHEST_M)
         alpha_HW1 = _through_aperture(alpha_HW, 0.5 * blur_px)[..., None]
         bad_HWC = bad_HWC * (1 - alpha_HW1) + alpha_HW1 * sky_C * np.float32(1.2)
     return np.clip(bad_HWC, 0, 1)
 
 
 def _particles(
-    height: int, width: int, air: Air, kind: Kind, rng: np.random.Generator
+    height: int, width: int, air: Air, strengths: dict[str, Air], rng: np.random.Generator
 ) -> list[tuple[float, float, Floats]]:
-    """[(from m, to m, opacity HW)], far first: every particle the line that its image draws in SHUTTER_S."""
-    most = max(other.number for other in (RAIN if kind is RAINDROPS else SNOW).values())
-    coarse, area = _coarseness(height), width / height * 360 / 480
-    wind = rng.uniform(-kind.wind_m_s, kind.wind_m_s)
-    # Even in the volume that the camera sees, which grows with the cube of the distance.
-    z_N = np.cbrt(rng.uniform(kind.nearest_m**3, kind.farthest_m**3, most))
+    """[(from m, to m, opacity HW)], far first: every particle is the line that its image draws."""
+    focal, coarse = _focal_px(height), _coarseness(height)
+    shutter_s = float(np.exp(rng.uniform(*np.log(SHUTTER_S))))
+    # The camera sees a pyramid, a little more than the picture; particles are even in it.
+    volume_m3 = 1.44 * width * height / focal**2 * (FARTHEST_M**3 - NEAREST_M**3) / 3
+    most = int(volume_m3 * max(other.drawn_per_m3 for other in strengths.values()) / coarse**2)
+    wind_m_s = rng.uniform(-3, 3)
+    z_N = np.cbrt(rng.uniform(NEAREST_M**3, FARTHEST_M**3, most))
     middle_N2 = rng.uniform(-0.6, 0.6, (most, 2)) * (width, height)
-    diameter_N = rng.gamma(kind.shape, kind.scale_m, most)
-    faint_N, drift_N2 = rng.uniform(0.4, 1.0, most), rng.normal(0, 0.12 * kind.fall_m_s, (most, 2))
-    kept = np.arange(most) < air.number * area / coarse**2
-    focal = _focal_px(height)
-    motion_N2 = (np.array([wind, kind.fall_m_s]) + drift_N2) * SHUTTER_S
-    nearer_N = np.maximum(z_N - SPEED_M_S * SHUTTER_S, 0.3)
+    size_mm_N = air.smallest_mm + rng.exponential(1, most) / air.slope_per_mm
+    fall_m_s_N = np.full(most, 1.1) if air.snow else 9.65 - 10.3 * np.exp(-0.6 * size_mm_N)
+    drift_N2 = rng.normal(0, 0.12, (most, 2)) * fall_m_s_N[:, None]
+    kept = np.arange(most) < air.drawn_per_m3 * volume_m3 / coarse**2
+    motion_N2 = (np.stack([np.full(most, wind_m_s), fall_m_s_N], 1) + drift_N2) * shutter_s
+    nearer_N = z_N - SPEED_M_S * shutter_s
     begin_N2 = middle_N2 - 0.5 * coarse * focal * motion_N2 / z_N[:, None]
     end_N2 = begin_N2 * (z_N / nearer_N)[:, None] + coarse * focal * motion_N2 / nearer_N[:, None]
-    width_N = coarse * focal * diameter_N / z_N
+    width_N = coarse * focal * air.swell * size_mm_N * 1e-3 / z_N
     lines_N4 = np.concatenate([begin_N2, end_N2], 1) + np.array([width, height] * 2) / 2
-    # What is thinner than a pixel of the canvas is drawn a pixel wide, and fainter; what moves far, too.
-    shade_N = air.opacity * faint_N * np.minimum(1.0, width_N * _FINE)
+    # Before a pixel for a share of the time only; what is thinner than a pixel of the canvas is drawn a pixel wide.
+    length_N = np.hypot(*(end_N2 - begin_N2).T)
+    shade_N = width_N / (width_N + length_N) * np.minimum(1.0, width_N * _FINE)
     layers = []
-    edges = np.geomspace(kind.farthest_m, kind.nearest_m, 5)
-    for far_m, near_m in pairwise(edges):
+    for far_m, near_m in pairwise(np.geomspace(FARTHEST_M, NEAREST_M, 5)):
         here = kept & (z_N <= far_m) & (z_N > near_m)
         alpha_HW = _lines(height, width, lines_N4[here], width_N[here], shade_N[here])
         layers.append((float(near_m), float(far_m), alpha_HW))
@@ -246,16 +294,19 @@ def _add_drop(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--number", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    folder = LabelledFolder(arguments.folder)
     rows = []
-    for index, path in enumerate(arguments.pictures):
-        clean_HWC = read_image(path)
-        rows += [
-            np.concatenate([weathered(clean_HWC, weather, strength, index) for weather in WEATHERS], 1)
-            for strength in STRENGTHS
-        ]
+    for index in arguments.number:
+        distance_m_HW = standing_m(folder[index].label_HW, folder.classes.names)
+        log_HW = np.log(distance_m_HW.clip(2, 500) / 2) / np.log(250) * 255
+        shown = [folder[index].image_HWC, np.dstack([log_HW.astype(np.uint8)] * 3)]
+        for strength in STRENGTHS:
+            made = [weathered(shown[0], weather, strength, index, distance_m_HW) for weather in WEATHERS]
+            rows.append(np.concatenate([shown[0] if strength != "middle" else shown[1], *made], 1))
     cv2.imwrite(str(arguments.out), np.concatenate(rows)[..., ::-1])
 
 

@@ -119,15 +119,17 @@ def add_raindrops(
     rng: np.random.Generator,
     *,
     strength: float | None = None,
+    glass: Glass | None = None,
     opacity_HW: ImageArray | None = None,
 ) -> ImageArray:
     """Out-of-focus drops on glass over `clean_HWC` (HWC float32 sRGB in [0, 1]); same shape and range returned.
 
-    `opacity_HW` (float32), if given, receives how much of the scene the drops hide, in [0, 1].
+    `glass`, if given, is the window instead of one drawn by `strength`. `opacity_HW` (float32), if given, receives how
+    much of the scene the drops hide, in [0, 1].
     """
     height, width = clean_HWC.shape[:2]
     drawn = rng.random()
-    glass = _draw_glass(rng, float(drawn if strength is None else strength))
+    glass = glass or _draw_glass(rng, float(drawn if strength is None else strength))
     canvas_HW4 = _wet_glass(rng, height, width, glass)
     # What a drop shows is squeezed several times and out of focus: blur first, or the look-up would alias.
     blurred_HWC = cv2.blur(clean_HWC, (9, 9), borderType=cv2.BORDER_REFLECT)

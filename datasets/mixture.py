@@ -17,13 +17,16 @@ from moevision.datasets import weather
 from moevision.datasets.depth import DepthBank
 from moevision.datasets.light import ImageArray
 from moevision.datasets.paired import PairedFolder, PixelArray, list_images, read_image
+from moevision.datasets.street import STREET_KINDS, add_street_weather
 from moevision.datasets.synthesize import synthesize
 from moevision.errors import UsageError
+from moevision.imaging.scaling import shrink
 
 _LOG = logging.getLogger(__name__)
 _BYTE = np.float32(1 / 255)
 
 DEV_FOLDERS = ("sots_indoor_haze_dev", "rainstreak_sirr10_dev", "raindrop_2pairs_dev")
+STREET = "street "
 HAZE_FOLDER, MASK_FOLDER = "sots_indoor_haze_train", "masks_rain_snow"
 
 
@@ -42,6 +45,7 @@ class MixtureWeights:
     snow: float = 0.06
     mixture: float = 0.05
     clean: float = 0.06
+    street: float = 0.4
     user_pairs: float = 0.20
 
 
@@ -49,15 +53,6 @@ def _is_held_back(path: Path, root: Path) -> bool:
     """Folders for tuning, testing and looking only are never trained on."""
     parts = path.relative_to(root).parts[:-1]
     return any(part.endswith(("_dev", "_test")) or part.startswith("real_") for part in parts)
-
-
-def _shrink(pixels_HWC: PixelArray, longest_px: int) -> PixelArray:
-    """Big photographs are stored smaller: crops show more of them, and they fit in memory."""
-    factor = longest_px / max(pixels_HWC.shape[:2])
-    if factor >= 1.0:
-        return pixels_HWC
-    size = tuple(max(1, round(side * factor)) for side in pixels_HWC.shape[1::-1])
-    return np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def load_clean(root: Path | str, longest_px: int = 1280) -> list[PixelArray]:
@@ -69,7 +64,7 @@ def load_clean(root: Path | str, longest_px: int = 1280) -> list[PixelArray]:
     paths = [path for part in folders for path in list_images(part) if not _is_held_back(path, folder)]
     if not paths:
         raise UsageError(f"{folder}: no photograph to train on (folders named *_dev, *_test, real_* do not count)")
-    return [_shrink(read_image(path), longest_px) for path in paths]
+    return [shrink(read_image(path), longest_px) for path in paths]
 
 
 def _window(rng: np.random.Generator, height: int, width: int, side_px: int) -> tuple[int, int, int]:
@@ -111,6 +106,13 @@ def _dull(rng: np.random.Generator, y_HWC: ImageArray) -> ImageArray:
 def _visible(rng: np.random.Generator) -> float:
     """Severity of a weathered photograph: seldom too mild to be seen, since such samples teach next to nothing."""
     return float(rng.uniform(0.3, 1.0) if rng.random() < 0.85 else rng.uniform(0.0, 0.3))
+
+
+def _drawn(rng: np.random.Generator, source: str) -> str:
+    """Sources that stand for several are settled: a mixture's parts, what kind of weather a street has."""
+    if source == "mixture":
+        return weather.draw_mixture(rng)
+    return STREET + STREET_KINDS[int(rng.integers(len(STREET_KINDS)))] if source == "street" else source
 
 
 class RestorationMixture:
@@ -246,16 +248,18 @@ class RestorationMixture:
         """(degraded, clean), HWC float32 in [0, 1], of one source.
 
         A source is a field name of `MixtureWeights`, or weathers joined by "+" as in `weather.degrade`, which also says
-        what `opacity_HW` receives.
+        what `opacity_HW` receives, or one of STREET_KINDS behind "street ".
         """
         if source == "haze_pairs":
             return self._real_pair(rng, self.haze_pairs, crop_px)
         if source == "user_pairs":
             return self._real_pair(rng, self.user_pairs, crop_px)
-        if source == "mixture":
-            source = weather.draw_mixture(rng)
+        source = _drawn(rng, source)
         if source == "haze":
             x_HWC, y_HWC = self._synthetic_haze(rng, crop_px)
+        elif source.startswith(STREET):
+            y_HWC = self._photo(rng, crop_px, whole=0.5, turn=False)
+            x_HWC = add_street_weather(y_HWC, source.removeprefix(STREET), rng, opacity_HW=opacity_HW)
         else:
             x_HWC, y_HWC = self._weathered(rng, source, crop_px, opacity_HW)
         # What cameras add last; seldom, because the dev sets have little of it.
@@ -284,13 +288,12 @@ class RestorationMixture:
         opacity_B1HW = np.zeros((batch_size, 1, crop_px, crop_px), np.float32)
         kinds = []
         for i, source in enumerate(self._stratified(rng, batch_size)):
-            if source == "mixture":
-                source = weather.draw_mixture(rng)
+            source = _drawn(rng, source)
             if source == "user_pairs":
                 opacity_B1HW[i] = np.nan
             x_HWC, y_HWC = self.sample(rng, source, crop_px, opacity_B1HW[i, 0])
             x_BCHW[i], y_BCHW[i] = x_HWC.transpose(2, 0, 1), y_HWC.transpose(2, 0, 1)
-            kinds.append({"haze_pairs": "haze", "user_pairs": "pairs"}.get(source, source))
+            kinds.append({"haze_pairs": "haze", "user_pairs": "pairs"}.get(source, source).removeprefix(STREET))
         return x_BCHW, y_BCHW, opacity_B1HW, kinds
 
 

@@ -139,7 +139,8 @@ def load_model(
     model = model.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     name = entry["name"] if entry else path.stem
     config, training = json.loads(header["config"]), json.loads(header["training"])
-    return ModelDescriptor(name, header["task"], model, config, training)
+    size = SizeRequirement(tile_multiple_px=getattr(model, "tile_multiple_px", SizeRequirement.tile_multiple_px))
+    return ModelDescriptor(name, header["task"], model, config, training, size)
 
 
 def _read_checked(path: Path, entry: dict[str, Any] | None) -> bytes:

@@ -53,13 +53,18 @@ class MoEBackbone(nn.Module):
         Args:
             x_BCHW: float, any H, W >= 1.
             context: receives routing, losses and image-level statistics; a fresh one if None.
-            add8: given the features that enter the attention stage at stride 8, returns what to add to them.
+            add8: given the features that enter the attention stage at stride 8, returns what to add to them; for
+                gated convolutions only.
 
         Returns:
             (B, C, H'/s, W'/s) for each stride s, C of `config.stage_channels`, H', W' the padded size.
+
+        Raises ValueError for `add8` with inverted blocks.
         """
         context = context if context is not None else Context()
         if self.config.conv == "inverted":
+            if add8 is not None:
+                raise ValueError("the inverted pyramid has no attention stage at stride 8 for add8 to add to")
             return self._inverted(x_BCHW, context)
         x = pad_to_stride(x_BCHW)
         features = []

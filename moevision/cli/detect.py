@@ -1,4 +1,4 @@
-"""`moevision detect` and `moevision anomaly-fit`: what does not belong in a video, and what is normal at a camera."""
+"""`moevision detect`: what does not belong in a video."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import signal
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,6 @@ from moevision.cli import common
 from moevision.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from moevision.checkpoint import ModelDescriptor
     from moevision.cli.progress import FrameProgress
     from moevision.imaging.sources import VideoSource
     from moevision.tasks.anomaly.predict import Detection, Scored
@@ -29,10 +27,6 @@ _Sources = Annotated[
     typer.Argument(
         help="Video files, folders of pictures, camera:0, or addresses such as rtsp://...", show_default=False
     ),
-]
-_Recordings = Annotated[
-    list[str],
-    typer.Argument(help="What one camera recorded: video files or folders of pictures.", show_default=False),
 ]
 _Folder = Annotated[
     Path,
@@ -82,10 +76,10 @@ _PValue = Annotated[
     ),
 ]
 _Outputs = Annotated[str, typer.Option("--outputs", help="What to write, a list.", rich_help_panel=_OUTPUT)]
-_OnExists = Annotated[
+OnExists = Annotated[
     str, typer.Option("--on-exists", help="If an output exists: fail or overwrite.", rich_help_panel=_OUTPUT)
 ]
-_Fps = Annotated[
+Fps = Annotated[
     float,
     typer.Option("--fps", min=0.01, help="Frames a second of folders of pictures.", rich_help_panel=_COMPUTING),
 ]
@@ -111,9 +105,9 @@ def detect(
     false_alarms_per_hour: _FalseAlarms = 6.0,
     p_value: _PValue = None,
     outputs: _Outputs = "scores,events,heat,plot",
-    fps: _Fps = 25.0,
+    fps: Fps = 25.0,
     duration: _Duration = None,
-    on_exists: _OnExists = "fail",
+    on_exists: OnExists = "fail",
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     debug: common.Debug = False,
@@ -133,7 +127,7 @@ def detect(
     from moevision.tasks.anomaly.predict import detect as run
 
     wanted = parse_outputs(outputs)
-    overwrite = _overwrites(on_exists)
+    overwrite = overwrites(on_exists)
     # To overwrite takes away what an earlier run wrote and this one does not.
     touched = FILE_NAMES.values() if overwrite else [FILE_NAMES[name] for name in wanted]
     folders = _folders(sources, output, touched, overwrite=overwrite)
@@ -175,79 +169,8 @@ def detect(
         raise typer.Exit(3)
 
 
-def anomaly_fit(
-    sources: _Recordings,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The calibration to write, a .json file.", show_default=False)
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            help="A name from 'moevision models', a .safetensors file, or none: then only what moves, and how fast, "
-            "counts.",
-        ),
-    ] = "anomaly-ped2",
-    fine_tune: Annotated[
-        int,
-        typer.Option(
-            "--fine-tune",
-            min=0,
-            help="Steps to train the network for this camera first, on four fifths of the recordings; 0 = not at all. "
-            "It is written beside the calibration.",
-        ),
-    ] = 0,
-    fps: _Fps = 25.0,
-    device: common.Device = "auto",
-    precision: common.Precision = "auto",
-    seed: common.Seed = 0,
-    on_exists: _OnExists = "fail",
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    debug: common.Debug = False,
-    config: common.Config = None,
-) -> None:
-    """Learn what is normal at one camera from its recordings of ordinary days: for 'moevision detect --site'.
-
-    An hour of footage is good, minutes are a start: the threshold's interval tells. Nothing unusual may be in it.
-    """
-    common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
-    from moevision.api import anomaly_precision
-    from moevision.checkpoint import file_sha256, find_weights
-    from moevision.cli.progress import frame_progress
-    from moevision.devices import pick_device
-    from moevision.imaging.sources import open_source
-    from moevision.tasks.anomaly.fit import fit_site
-
-    overwrite = _overwrites(on_exists)
-    weights = output.with_suffix(".safetensors")
-    _check_place(output, [output, weights] if fine_tune else [output], overwrite=overwrite)
-    say = common.logger.debug if quiet else common.say
-    if fine_tune:
-        sources = _fine_tuned(sources, model, weights, steps=fine_tune, seed=seed, fps=fps, say=say)
-        model = str(weights)
-    descriptor, name, sha256 = None, "", ""
-    if model != "none":
-        path, entry = find_weights(model)
-        descriptor, sha256 = _network(model, device), file_sha256(path)
-        name = entry["name"] if entry else path.name
-    torch_device = pick_device(device)
-    with frame_progress(quiet=quiet) as progress:
-        site = fit_site(
-            [partial(open_source, text, fps=fps) for text in sources], descriptor, model=name, model_sha256=sha256,
-            device=torch_device, dtype=anomaly_precision(torch_device, precision), say=say, seen=progress.show,
-        )  # fmt: skip
-    site.write(output)
-    if not quiet:
-        typer.echo(str(output))
-        threshold = site.threshold_for_rate(6)
-        common.say(
-            f"{60 * site.hours:.1f} minutes of normal footage at {site.fps:g} frames a second; threshold for 6 false "
-            f"alarms an hour {threshold.value:.2f} (95 % interval {threshold.low:.2f} to {threshold.high:.2f})"
-        )
-
-
-def _overwrites(on_exists: str) -> bool:
+def overwrites(on_exists: str) -> bool:
+    """Whether the option says so. UsageError: it is neither fail nor overwrite."""
     if on_exists not in ("fail", "overwrite"):
         raise UsageError(f"--on-exists {on_exists}: use fail or overwrite")
     return on_exists == "overwrite"
@@ -287,19 +210,6 @@ def _called(text: str) -> str:
         path = Path(os.path.abspath(text))
         name = path.name if path.is_dir() else path.stem
     return name.strip("-.") or "source"
-
-
-def _check_place(output: Path, files: Collection[Path], *, overwrite: bool) -> None:
-    """Refuse, before any work, a calibration that cannot be written there."""
-    if output.suffix.lower() != ".json":
-        raise UsageError(f"-o {output}: name a .json file")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output.parent}: no such folder; make it first")
-    for path in files:
-        if path.is_dir():
-            raise UsageError(f"{path}: a folder has that name; choose another")
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path}: exists already; choose another name for -o or --on-exists overwrite")
 
 
 @contextlib.contextmanager
@@ -359,30 +269,3 @@ def _summarise(source: VideoSource, found: Detection, frames: int, *, quiet: boo
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _network(model: str, device: str) -> ModelDescriptor:
-    from moevision.api import load
-
-    descriptor = load(model, device=device)
-    if descriptor.task != "anomaly":
-        raise UsageError(f"{model}: a {descriptor.task} model; choose an anomaly model from `moevision models`")
-    return descriptor
-
-
-def _fine_tuned(
-    sources: list[str], model: str, weights: Path, *, steps: int, seed: int, fps: float, say: Callable[[str], None]
-) -> list[str]:
-    """Train on four fifths of the recordings and write the weights; returns those that are left to calibrate on."""
-    from moevision.tasks.anomaly.train import fine_tune
-
-    if model == "none":
-        raise UsageError("--fine-tune needs a network; leave out --model none")
-    _network(model, "cpu")  # other weights are refused before the footage is read
-    part = weights.with_name(f".{weights.stem}.{os.getpid()}.part.safetensors")
-    try:
-        kept = fine_tune(sources, model, part, steps=steps, seed=seed, fps=fps, say=say)
-        os.replace(part, weights)
-    finally:
-        part.unlink(missing_ok=True)
-    return kept

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import bench, datasets, demo, detect, evaluate, export, fuse, models, restore, segment, train, tune
+from moevision.cli import (
+    anomaly_fit,
+    bench,
+    datasets,
+    demo,
+    detect,
+    evaluate,
+    export,
+    fuse,
+    models,
+    restore,
+    segment,
+    train,
+    tune,
+)
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
@@ -25,7 +39,7 @@ app = typer.Typer(
 app.command("restore")(restore.restore)
 app.command("fuse")(fuse.fuse)
 app.command("detect")(detect.detect)
-app.command("anomaly-fit")(detect.anomaly_fit)
+app.command("anomaly-fit")(anomaly_fit.anomaly_fit)
 app.command("segment")(segment.segment)
 app.command("demo")(demo.demo)
 app.command("models")(models.models)

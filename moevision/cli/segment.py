@@ -126,6 +126,8 @@ def segment(
     code = run_batch("segment", inputs, options, settings, make_task, planner=partial(plan, videos=True))
     if not (dry_run or names_file):
         _write_tables(output, made, make_task)
+    if names_file and made and not quiet:  # no areas.json says so
+        common.say("class ids: " + ", ".join(f"{i} {name}" for i, name in enumerate(made[0].classes)))
     if code:
         raise typer.Exit(code)
 

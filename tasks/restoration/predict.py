@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import cast
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from moevision.checkpoint import ModelDescriptor
 from moevision.devices import retry_smaller
 from moevision.engine.task import JSON, TaskResult
 from moevision.imaging.picture import Picture, to_float_tile
+from moevision.imaging.scaling import shrink
 from moevision.imaging.tiling import Tile, map_picture, plan_tiles
 from moevision.moe import Context, Window
 from moevision.tasks.restoration.model import RestorationNet
@@ -103,7 +103,7 @@ class RestorationTask:
         """
         context = Context()
         if self.model.scene is not None:
-            small_BCHW = self._to_tensor(to_float_tile(_shrink(picture.pixels_HWC, WHOLE_PX)))
+            small_BCHW = self._to_tensor(to_float_tile(shrink(picture.pixels_HWC, WHOLE_PX)))
             context.frozen_statistics = {"scene": self.model.scene.measure(small_BCHW, Context())}
         mosaic_HWC = statistics_mosaic(picture.pixels_HWC, self.descriptor.statistics_px)
         self.model(self._to_tensor(to_float_tile(mosaic_HWC)), context, self._told_BW)
@@ -138,15 +138,6 @@ def statistics_mosaic(pixels_HWC: np.ndarray, side_px: int) -> np.ndarray:
     """
     rows, columns = (_patch_rows(length, side_px) for length in pixels_HWC.shape[:2])
     return np.ascontiguousarray(pixels_HWC[rows][:, columns])
-
-
-def _shrink(pixels_HWC: np.ndarray, longer_px: int) -> np.ndarray:
-    height, width, channels = pixels_HWC.shape
-    factor = longer_px / max(height, width)
-    if factor >= 1:
-        return pixels_HWC
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)).reshape(size[1], size[0], channels)
 
 
 def _patch_rows(length: int, side_px: int) -> np.ndarray:

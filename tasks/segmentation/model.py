@@ -84,6 +84,11 @@ class SegmentationNet(nn.Module):
         self.classify = nn.Conv2d(narrow, len(config.classes), 1)
         self.classify16 = nn.Conv2d(wide, len(config.classes), 1)  # while it learns
 
+    @property
+    def tile_multiple_px(self) -> int:
+        """The coarsest stride; see `checkpoint.SizeRequirement`."""
+        return self.config.backbone.strides[-1]
+
     def forward(self, x_BCHW: Tensor, context: Context | None = None) -> Tensor:
         """Logits of the picture's size.
 

@@ -104,7 +104,7 @@ class SegmentationTask:
             _set_experts(net, experts)
         fold_norms(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = net.to(device=device, dtype=dtype)
-        self._multiple_px = net.config.backbone.strides[-1]
+        self._multiple_px = net.tile_multiple_px
         self.tile_px, self.size_px, self.restore_first = tile_px, size_px, restore_first
         self._with_overlay, self._with_palette = overlay, palette
 

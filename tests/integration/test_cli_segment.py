@@ -97,7 +97,9 @@ def test_the_tables_say_how_much_of_each_picture_a_class_takes_and_what_ids_mean
 
 
 def test_one_named_file_leaves_nothing_else_unless_it_is_asked_for(folder, tree):
-    assert done("in/b.jpg", "-o", "new/x.png").stdout == "new/x.png\n"
+    named = done("in/b.jpg", "-o", "new/x.png")
+    assert named.stdout == "new/x.png\n"
+    assert "class ids: 0 " in named.stderr
     assert os.listdir("new") == ["x.png"]
     done("in/b.jpg", "-o", "more/x.png", "--overlay")
     assert sorted(tree("more")) == ["x.overlay.jpg", "x.png"]

@@ -109,4 +109,5 @@ def test_every_shipped_model_matches_its_manifest_entry_and_loads():
         assert (checkpoint.weights_folder() / f"{entry['name']}.md").is_file()
         descriptor = load_model(entry["name"], build_model)
         assert descriptor.task == entry["task"]
+        assert descriptor.size.tile_multiple_px == (16 if entry["task"] == "segmentation" else 8)
         assert sum(p.numel() for p in descriptor.model.parameters()) == entry["params"]

@@ -123,3 +123,8 @@ def test_a_backbone_on_the_pyramid_trains_all_its_parameters_and_tells_its_routi
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     assert list(context.records) == ["left.stage16.0.ffn"]
     assert context.auxiliary_loss() > 0
+
+
+def test_what_is_added_at_stride_8_is_refused_where_no_attention_stage_is_there():
+    with pytest.raises(ValueError, match="stride 8"):
+        MoEBackbone(CONFIG)(torch.rand(1, 3, 32, 32), add8=lambda x: x)

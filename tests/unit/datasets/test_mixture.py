@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moevision.datasets.mixture import MixtureWeights, RestorationMixture, dev_sets, load_clean, synthetic_dev
+from moevision.datasets.street import STREET_KINDS
 from moevision.datasets.weather import MIXTURES, WEATHER
 from moevision.errors import UsageError
 
@@ -58,12 +59,13 @@ def test_all_sources_turn_up_in_their_shares(mixture):
     *_, kinds = mixture.batch(np.random.default_rng(0), 400, 16)
     share = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
     total = sum(vars(WEIGHTS).values())
-    assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze) / total, abs=0.07)
+    street = WEIGHTS.street / len(STREET_KINDS)
+    assert share["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze + street) / total, abs=0.07)
     assert share["rain"] == pytest.approx(WEIGHTS.rain / total, abs=0.06)
     assert share["pairs"] == pytest.approx(WEIGHTS.user_pairs / total, abs=0.06)
     assert {"drops", "snow", "clean"} <= set(share)
     mixed = sum(part for kind, part in share.items() if "+" in kind)
-    assert mixed == pytest.approx(WEIGHTS.mixture / total, abs=0.04)
+    assert mixed == pytest.approx((WEIGHTS.mixture + 2 * street) / total, abs=0.06)
 
 
 @pytest.mark.parametrize("crop_px", [8, 95, 200])
@@ -95,7 +97,7 @@ def test_pairs_stay_aligned(made_root):
 def test_every_batch_holds_each_weather_in_its_share_as_far_as_it_has_room(mixture, count):
     rng = np.random.default_rng(0)
     batches = [mixture.batch(rng, count, 16)[-1] for _ in range(60)]
-    for kind in ("rain", "drops", "snow"):
+    for kind in ("rain", "snow"):  # a street has drops, too
         counts = np.array([kinds.count(kind) for kinds in batches])
         assert (np.abs(counts - mixture.shares[kind] * count) < 1).all()
         assert counts.mean() == pytest.approx(mixture.shares[kind] * count, abs=0.2)
@@ -115,7 +117,8 @@ def test_big_photographs_are_stored_smaller(tmp_path):
 def test_a_folder_with_photographs_alone_is_enough(tmp_path):
     save(tmp_path / "clean" / "p.png", make_photo(1, 40, 40))
     mixture = RestorationMixture(tmp_path)
-    assert mixture.shares["haze"] == pytest.approx(WEIGHTS.haze_pairs + WEIGHTS.haze)
+    without_pairs = sum(vars(WEIGHTS).values()) - WEIGHTS.user_pairs
+    assert mixture.shares["haze"] == pytest.approx((WEIGHTS.haze_pairs + WEIGHTS.haze) / without_pairs)
     x, *_, kinds = mixture.batch(np.random.default_rng(0), 16, 24)
     assert x.shape == (16, 3, 24, 24)
     assert "pairs" not in kinds

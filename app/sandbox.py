@@ -95,7 +95,7 @@ class Decoder:
             size_hw = _shape(header, self._settings.max_pixels)[:2]
             frames = _frames(process, name, size_hw, self._decode_s)
             source = RecordedSource(name, _number(header.get("fps"), 1e-3, 1e4), frames, lambda: _end(process))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             _end(process)
             raise _unreadable(name) from None
         except BaseException:
@@ -223,9 +223,9 @@ def _picture(pipe: IO[bytes], name: str, max_pixels: int) -> Picture:
         if block["format"] not in FORMATS:
             raise ValueError("unknown format")
         exif, icc = (_bytes(block.get(key)) for key in ("exif", "icc"))
-        dpi = block.get("dpi")
-        metadata = Metadata(exif, icc, None if dpi is None else (float(dpi[0]), float(dpi[1])))
-    except (KeyError, TypeError, ValueError, IndexError):
+        across, down = (_number(value, 0, 1e6) for value in block.get("dpi") or (None, None))
+        metadata = Metadata(exif, icc, None if across is None or down is None else (across, down))
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _unreadable(name) from None
     pixels_HWC = _fill(pipe, shape, dtype, name)
     alpha_HW = _fill(pipe, shape[:2], dtype, name) if block.get("alpha") else None
@@ -243,9 +243,7 @@ def _number(value: object, low: float, high: float) -> float | None:
     return float(value) if isinstance(value, int | float) and low <= value <= high else None
 
 
-def _frames(
-    process: _Process, name: str, size_hw: tuple[int, int], decode_s: float
-) -> Generator[Frame, None, None]:  # fmt: skip
+def _frames(process: _Process, name: str, size_hw: tuple[int, int], decode_s: float) -> Generator[Frame, None, None]:
     last_s = -math.inf
     while True:
         with _time_limit(process, decode_s, name):

@@ -17,9 +17,8 @@ from moevision.errors import InputError, MissingExtraError, UsageError
 if TYPE_CHECKING:
     from moevision.app.page import Page
 
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
-# Variables by which gradio would open more than was asked for.
-_OPENING = ("GRADIO_SHARE", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER", "GRADIO_NODE_SERVER_NAME")
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_KEPT = "GRADIO_ROOT_PATH"  # behind a proxy; others share the page, open folders, or let visitors edit the program
 
 
 def is_loopback(host: str) -> bool:
@@ -58,8 +57,8 @@ def serve(settings: Settings, host: str, port: int | None, ready: Callable[[str]
 
 def _prepare(folder: Path) -> None:
     """Environment and repairs that must be there before gradio starts."""
-    for name in _OPENING:
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("GRADIO_") and name != _KEPT]:
+        del os.environ[name]
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder)}
     local = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
     os.environ |= {"NO_PROXY": local, "no_proxy": local}
@@ -85,7 +84,9 @@ def _launch(page: Page, host: str, port: int | None) -> Any:
     from moevision.app.guard import Guard
 
     hosts = _LOOPBACK if is_loopback(host) else None
-    guard = Middleware(Guard, max_upload_bytes=page.settings.max_file_bytes, hosts=hosts)  # type: ignore[arg-type]
+    guard = Middleware(
+        Guard, folder=page.folder, max_upload_bytes=page.settings.max_file_bytes, hosts=hosts  # type: ignore[arg-type]
+    )  # fmt: skip
     blocks = build_blocks(page)
     try:
         blocks.launch(

@@ -9,8 +9,9 @@ import numpy as np
 
 from moevision.engine.names import output_name
 from moevision.imaging.metadata import Metadata
-from moevision.imaging.picture import Picture
+from moevision.imaging.picture import Picture, quantise, to_float_tile
 from moevision.imaging.read import FORMATS
+from moevision.imaging.scaling import shrink
 from moevision.imaging.write import encode_picture
 
 if TYPE_CHECKING:
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
 _VIEW_PX = 2048
 _VIEW_QUALITY = 92
 _BEHIND = 0.5  # what is behind transparent places of a view
-_FULL = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 
 
 def write_view(picture: Picture, path: Path) -> str:
     """A JPEG to look at: 8 bits, nothing transparent, at most 2048 px; browsers show no TIFF."""
-    pixels_HWC = _shrunk(picture.pixels_HWC)
-    seen_HWC = np.clip(pixels_HWC.astype(np.float32) / _FULL[pixels_HWC.dtype.name], 0, 1)
+    pixels_HWC = shrink(_as_colours(picture), _VIEW_PX)
+    seen_HWC = to_float_tile(pixels_HWC)
     if picture.alpha_HW is not None:
-        alpha_HW1 = _shrunk(picture.alpha_HW[:, :, None]).astype(np.float32) / _FULL[pixels_HWC.dtype.name]
-        seen_HWC = seen_HWC * alpha_HW1 + _BEHIND * (1 - alpha_HW1)
-    eight_HWC = np.rint(255 * seen_HWC).astype(np.uint8)
-    icc = picture.metadata.icc if eight_HWC.shape[2] == 3 else None
+        alpha_HWC = to_float_tile(shrink(picture.alpha_HW[:, :, None], _VIEW_PX))
+        seen_HWC = seen_HWC * alpha_HWC + _BEHIND * (1 - alpha_HWC)
+    channels = pixels_HWC.shape[2]
+    eight_HWC = quantise(seen_HWC, np.dtype(np.uint8), channels)
+    icc = picture.metadata.icc if channels == 3 else None
     view = Picture(eight_HWC, metadata=Metadata(icc=icc))
     path.write_bytes(encode_picture(view, "JPEG", quality=_VIEW_QUALITY))
     return str(path)
@@ -55,19 +56,14 @@ def coloured(weight_HW: NDArray[np.uint8]) -> Picture:
     return Picture(np.ascontiguousarray(colours_HWC[:, :, ::-1]))
 
 
+def _as_colours(picture: Picture) -> np.ndarray:
+    if picture.palette is None:
+        return picture.pixels_HWC
+    return np.array(picture.palette, np.uint8)[picture.pixels_HWC[:, :, 0]]
+
+
 def described(picture: Picture) -> str:
     """Size, format and depth in words."""
     height, width = picture.pixels_HWC.shape[:2]
     bits = 8 * picture.pixels_HWC.dtype.itemsize
     return f"{width} × {height} px, {picture.format}, {bits} bit"
-
-
-def _shrunk(pixels_HWC: np.ndarray) -> np.ndarray:
-    import cv2
-
-    height, width, channels = pixels_HWC.shape
-    factor = _VIEW_PX / max(height, width)
-    if factor >= 1:
-        return pixels_HWC
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)).reshape(size[1], size[0], channels)

@@ -85,7 +85,7 @@ def export_model(model: str | PathLike[str], path: str | PathLike[str], *, to: s
 def restoration_task(
     *, model: "str | PathLike[str] | ModelDescriptor" = "restoration-small", device: str = "auto",
     precision: str = "auto", tile_px: int | None = None, strength: float = 1.0,
-    weather: str | Collection[str] | None = None, runtime: str = "torch",
+    weather: str | Collection[str] | None = None, runtime: str = "torch", experts_map: bool = False,
 ) -> "RestorationTask":  # fmt: skip
     """The restoration Task that the batch command, the API and evaluation all run.
 
@@ -94,10 +94,11 @@ def restoration_task(
     Args:
         runtime: "torch"; or "onnx" or "openvino", which run an exported network on the CPU: a file from
             `export_model` given as `model`, or else one made of the weights and kept in the user's cache folder.
+        experts_map: whether results carry the map `experts`: which expert came first where; with torch only.
 
     Raises:
-        UsageError: strength outside [0, 1], an unknown weather, or weights of another task. WeightsError: weights
-            cannot be loaded. MissingExtraError: the runtime is not installed.
+        UsageError: strength outside [0, 1], an unknown weather, weights of another task, or a map of experts where
+            there is none. WeightsError: weights cannot be loaded. MissingExtraError: the runtime is not installed.
     """
     from moevision.devices import pick_device, pick_precision
     from moevision.tasks.restoration.predict import RestorationTask
@@ -109,14 +110,16 @@ def restoration_task(
             raise UsageError("an exported network is made of a model's name or file, not of a loaded model")
         network, descriptor = _exported_restoration(model, runtime, device, precision)
         return RestorationTask(
-            descriptor, device=pick_device("cpu"), tile_px=tile_px, strength=strength, weather=weather, network=network
-        )
+            descriptor, device=pick_device("cpu"), tile_px=tile_px, strength=strength, weather=weather, network=network,
+            experts_map=experts_map,
+        )  # fmt: skip
     descriptor = _load_for("restoration", model, device)
     torch_device = pick_device(device)
     dtype = pick_precision(torch_device, precision)
     return RestorationTask(
-        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=weather
-    )
+        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=weather,
+        experts_map=experts_map,
+    )  # fmt: skip
 
 
 def restore(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,15 @@ _Strength = Annotated[
         "--strength", min=0.0, max=1.0, help="1 = all of the effect, 0 = the input.", rich_help_panel="Computing"
     ),
 ]
+_ExpertsMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--experts-map",
+        help="Also write which expert came first where, a colour for each. A .png file for one picture, else a folder.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
 
 
 def restore(
@@ -29,6 +39,7 @@ def restore(
     strength: _Strength = 1.0,
     weather: common.Weather = "auto",
     runtime: common.Runtime = "torch",
+    experts_map: _ExpertsMap = None,
     jobs: common.Jobs = 2,
     recursive: common.Recursive = True,
     on_exists: common.OnExists = "fail",
@@ -65,6 +76,7 @@ def restore(
         dry_run=dry_run,
         quiet=quiet,
         debug=debug,
+        maps={} if experts_map is None else {"experts": experts_map},
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": tile_px}
     asked |= {"strength": strength, "weather": told, "runtime": runtime}
@@ -73,7 +85,7 @@ def restore(
     def make_task() -> Task:
         from moevision.api import restoration_task
 
-        return restoration_task(device=device, **asked)
+        return restoration_task(device=device, experts_map=experts_map is not None, **asked)
 
     if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)

@@ -50,6 +50,7 @@ def test_options_reach_the_task(cli, folder, fake_api):
             "strength": 0.5,
             "weather": ("rain", "haze"),
             "runtime": "torch",
+            "experts_map": False,
         },
         {
             "model": "restoration-small",
@@ -59,6 +60,7 @@ def test_options_reach_the_task(cli, folder, fake_api):
             "strength": 1.0,
             "weather": None,
             "runtime": "torch",
+            "experts_map": False,
         },
     ]
 

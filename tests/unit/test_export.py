@@ -14,9 +14,10 @@ from moevision import kernels
 from moevision.api import export_model, restoration_task
 from moevision.checkpoint import save_model
 from moevision.errors import InputError, MissingExtraError, MoevisionError, UsageError, WeightsError
-from moevision.export import Portable, open_runner, write_file
+from moevision.export import Portable, cached_file, open_runner, write_file
 from moevision.export.graph import _PlainOperators
 from moevision.imaging.picture import picture_from_array
+from moevision.tasks.restoration import portable_net
 from moevision.tasks.restoration.model import PRESETS, RestorationNet
 from moevision.tasks.restoration.portable import WholePicture, picture_inputs
 from moevision.tasks.restoration.scene import _rounded
@@ -141,19 +142,50 @@ def test_a_file_restores_as_the_weights_do(onnx_file, weights, runtime):
         task(source)
 
 
-@pytest.mark.slow
-def test_weights_are_exported_once_and_restore_in_tiles(weights, tmp_path, monkeypatch):
-    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    monkeypatch.setenv("MOEVISION_CACHE", str(tmp_path))
+def test_pictures_too_large_to_be_whole_are_measured_by_torch_and_restored_in_tiles(weights, monkeypatch):
+    """The forms themselves in the place of their files, which `write_file` compares with them."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    forms = {}
+
+    def keep(make, key):
+        forms[key] = make()
+        return Path(key)
+
+    def run(path, runtime, *, bf16):
+        portable = forms[str(path)]
+        names = list(portable.examples[0])
+
+        @torch.inference_mode()
+        def runner(inputs):
+            assert list(inputs) == names
+            results = portable.module(*(torch.from_numpy(array) for array in inputs.values()))
+            return {name: tensor.numpy() for name, tensor in zip(portable.outputs, results, strict=True)}
+
+        return runner
+
+    monkeypatch.setattr(portable_net, "cached_file", keep)
+    monkeypatch.setattr(portable_net, "open_runner", run)
     source = (picture(150, 130),)
     options = {"model": weights, "device": "cpu", "precision": "fp32", "tile_px": 80}
-    wanted = restoration_task(**options)(source).picture.pixels_HWC
-    for _ in range(2):
-        got = restoration_task(runtime="onnx", **options)(source).picture.pixels_HWC
-        assert abs(got.astype(int) - wanted.astype(int)).max() <= 1
-        files = {path: path.stat().st_mtime_ns for path in (tmp_path / "export").iterdir()}
-        assert len(files) == 2
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "export").iterdir()} == files
+    wanted = restoration_task(**options)(source)
+    task = restoration_task(runtime="onnx", **options)
+    assert len(forms) == 1  # the second is made when it is needed
+    got = task(source)
+    assert len(forms) == 2
+    assert abs(got.picture.pixels_HWC.astype(int) - wanted.picture.pixels_HWC.astype(int)).max() <= 1
+    assert got.facts["tiles"] == wanted.facts["tiles"] > 1
+
+
+def test_a_file_in_the_cache_is_made_once_for_each_key(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    monkeypatch.setenv("MOEVISION_CACHE", str(tmp_path))
+    made = []
+    for key in ("a", "a", "b"):
+        path = cached_file(lambda: made.append(1) or scaled(2.0), key)
+        np.testing.assert_array_equal(open_runner(path, "onnx")({"x": np.ones((4, 7), np.float32)})["y"], 2.0)
+    assert len(made) == 2
+    assert sorted(tmp_path.rglob("*.onnx")) == sorted(tmp_path.glob("export/[ab]-*.onnx"))
 
 
 def test_a_file_that_does_not_say_what_it_was_made_of_is_refused(tmp_path):

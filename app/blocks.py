@@ -19,7 +19,6 @@ CSS = """
 .gradio-container { max-width: min(1180px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container .main { max-width: 100%; min-width: 0; }
 .summary { padding: 0 4px; }
-.notice { border-left: 4px solid var(--color-accent); padding: 4px 12px; }
 table.areas { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
 table.areas caption { text-align: left; font-weight: 600; padding: 4px 0; }
 table.areas th { text-align: left; font-weight: 600; }

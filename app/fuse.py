@@ -6,13 +6,15 @@ import time
 from functools import partial
 from typing import Any
 
-from moevision.app.page import SCENES, Page, chosen, told, upload_path
+from moevision.app.page import SCENES, Page, chosen, model_choice, told, upload_path
 from moevision.app.pictures import coloured, described, write_result, write_view
 from moevision.engine.task import TaskResult
 from moevision.imaging.picture import Picture
 
 
-def fuse(page: Page, infrared: str | None, visible: str | None, register: bool = False) -> tuple[Any, str, str, str]:
+def fuse(
+    page: Page, infrared: str | None, visible: str | None, register: bool = False, model: str | None = None
+) -> tuple[Any, str, str, str]:
     """One pair.
 
     Returns:
@@ -21,7 +23,7 @@ def fuse(page: Page, infrared: str | None, visible: str | None, register: bool =
     start_s = time.perf_counter()
     files = [chosen(infrared, "infrared picture"), chosen(visible, "visible picture")]
     thermal, picture = page.decoder.pictures(files)
-    result = page.models.fuse(thermal, picture, register=bool(register))
+    result = page.models.fuse(thermal, picture, register=bool(register), label=model)
     with page.results() as folder:
         views = write_view(picture, folder / "visible.jpg"), write_view(result.picture, folder / "fused.jpg")
         weights = write_view(coloured(result.maps["weights"].pixels_HWC[:, :, 0]), folder / "weights.jpg")
@@ -72,6 +74,7 @@ def build(page: Page) -> None:
             register = gr.Checkbox(
                 False, label="Align first", info="Mends a shift or a turn between the two; takes a little longer."
             )
+            choice = model_choice(page, "fusion")
             button = gr.Button("Fuse", variant="primary")
             example = [str(SCENES / f"meadow-{kind}.png") for kind in ("infrared", "visible")]
             examples = gr.Examples([example], pair, label="Example: click it (a staged scene at dusk)")
@@ -86,7 +89,7 @@ def build(page: Page) -> None:
             words = gr.Markdown("Choose two pictures of one view, or the example.", elem_classes="summary")
             saved = gr.File(label="Result in the visible picture's own format and depth", interactive=False, height=90)
     work = told(partial(fuse, page))
-    inputs, outputs = [*pair, register], [views, weights, words, saved]
+    inputs, outputs = [*pair, register, *choice], [views, weights, words, saved]
     shown: dict[str, Any] = {"concurrency_id": "pictures", "show_progress_on": views}
     button.click(work, inputs, outputs, api_name="fuse", **shown)
     examples.load_input_event.then(work, inputs, outputs, api_visibility="private", **shown)

@@ -56,7 +56,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {key.lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         if self._hosts is not None and not self._is_own(headers):
             await _refuse(send, 421, "this server answers to its own address only")
             return

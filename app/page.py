@@ -98,6 +98,14 @@ def _on_page(error: Exception) -> Exception:
     return gr.Error(html.escape(text, quote=False), title="That did not work", duration=20, print_exception=False)
 
 
+def model_choice(page: Page, task: str) -> list[Any]:
+    """A dropdown of the models of a task, as the last of a tab's inputs; none where there is no choice."""
+    import gradio as gr
+
+    labels = list(page.models.offered[task])
+    return [gr.Dropdown(labels, value=labels[0], label="Model")] if len(labels) > 1 else []
+
+
 def upload_path(payload: Any) -> str | None:
     """Stands in for gradio's `preprocess`, which would open the file in this process."""
     path = getattr(payload, "path", None)

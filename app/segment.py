@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from moevision.app.page import EXAMPLES, Page, chosen, told, upload_path
+from moevision.app.page import EXAMPLES, Page, chosen, model_choice, told, upload_path
 from moevision.app.pictures import described, write_result, write_view
+from moevision.app.tables import colour_table
 from moevision.imaging.picture import Picture
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ _EXAMPLES = ("rain-stream.jpg", "haze-hills.jpg")
 _LEAST_SHARE = 0.0005
 
 
-def segment(page: Page, picture_file: str | None, restore_first: bool = False) -> tuple[Any, str, str, str]:
+def segment(
+    page: Page, picture_file: str | None, restore_first: bool = False, model: str | None = None
+) -> tuple[Any, str, str, str]:
     """One picture.
 
     Returns:
@@ -27,7 +29,7 @@ def segment(page: Page, picture_file: str | None, restore_first: bool = False) -
     start_s = time.perf_counter()
     file = chosen(picture_file, "picture")
     (picture,) = page.decoder.pictures([file])
-    found = page.models.segment(picture, restore_first=bool(restore_first))
+    found = page.models.segment(picture, restore_first=bool(restore_first), label=model)
     with page.results() as folder:
         overlay = Picture(found.overlay())
         views = write_view(picture, folder / "picture.jpg"), write_view(overlay, folder / "overlay.jpg")
@@ -39,18 +41,10 @@ def areas_table(found: Segmentation) -> str:
     """Colour, name and share of the classes that occur, largest first."""
     rows = []
     for name, share in sorted(found.areas.items(), key=lambda item: -item[1]):
-        if share < _LEAST_SHARE:
-            continue
-        number = found.classes.index(name)
-        colour = "#{:02x}{:02x}{:02x}".format(*found.palette[number])
-        rows.append(
-            f'<tr><td><span class="swatch" style="background:{colour}"></span></td><td>{number}</td>'
-            f"<td>{html.escape(name)}</td><td>{100 * share:.1f} %</td></tr>"
-        )
-    head = (
-        '<tr><th scope="col">Colour</th><th scope="col">Id</th><th scope="col">Class</th><th scope="col">Area</th></tr>'
-    )
-    return f'<table class="areas"><caption>What is where</caption>{head}{"".join(rows)}</table>'
+        if share >= _LEAST_SHARE:
+            number = found.classes.index(name)
+            rows.append((found.palette[number], (str(number), name, f"{100 * share:.1f} %")))
+    return colour_table("What is where", ("Id", "Class", "Area"), rows)
 
 
 def summary(picture: Picture, found: Segmentation, seconds: float) -> str:
@@ -63,11 +57,9 @@ def summary(picture: Picture, found: Segmentation, seconds: float) -> str:
 
 
 def build(page: Page) -> None:
-    """Lay out the tab; without weights it says so."""
+    """Lay out the tab."""
     import gradio as gr
 
-    if missing := page.models.missing_segmentation():
-        gr.Markdown(f"**Nothing can be segmented yet:** {html.escape(missing)}", elem_classes="notice")
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             picture = gr.Image(label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"])
@@ -75,7 +67,8 @@ def build(page: Page) -> None:
             restore_first = gr.Checkbox(
                 False, label="Restore first", info="Takes rain, drops, snow or haze away before looking."
             )
-            button = gr.Button("Segment", variant="primary", interactive=not missing)
+            choice = model_choice(page, "segmentation")
+            button = gr.Button("Segment", variant="primary")
             examples = gr.Examples(
                 [[str(EXAMPLES / name)] for name in _EXAMPLES],
                 [picture],
@@ -89,7 +82,7 @@ def build(page: Page) -> None:
             areas = gr.Markdown(sanitize_html=False)  # our own table, with colours
             saved = gr.File(label="Class ids, a PNG whose values are the ids", interactive=False, height=90)
     work = told(partial(segment, page))
-    inputs, outputs = [picture, restore_first], [views, areas, words, saved]
+    inputs, outputs = [picture, restore_first, *choice], [views, areas, words, saved]
     shown: dict[str, Any] = {"concurrency_id": "pictures", "show_progress_on": views}
     button.click(work, inputs, outputs, api_name="segment", **shown)
     examples.load_input_event.then(work, inputs, outputs, api_visibility="private", **shown)

@@ -17,16 +17,17 @@ class Settings:
         max_file_mb: largest upload, in MiB.
         max_megapixels: largest picture, and largest frame of a video.
         max_video_s: longest video.
-        restoration_model, fusion_model, segmentation_model: names from `moevision models` or .safetensors files.
+        restoration_models, fusion_models, segmentation_models: names from `moevision models` or .safetensors files
+            that visitors can choose beside the shipped ones; the first is the default.
     """
 
     device: str = "auto"
     max_file_mb: float = 25.0
     max_megapixels: float = 24.0
     max_video_s: float = 60.0
-    restoration_model: str = "restoration-small"
-    fusion_model: str = "fusion-small"
-    segmentation_model: str = "segmentation-camvid"
+    restoration_models: tuple[str, ...] = ()
+    fusion_models: tuple[str, ...] = ()
+    segmentation_models: tuple[str, ...] = ()
 
     @property
     def max_file_bytes(self) -> int:

@@ -38,8 +38,8 @@ _WHAT_IS_OPEN = (
 
 
 def _weights(option: str) -> typer.models.OptionInfo:
-    text = "A name from 'moevision models' or a .safetensors file."
-    return typer.Option(option, help=text, rich_help_panel="Computing")
+    text = "A .safetensors file that visitors can choose, too; the first is the default. May be given several times."
+    return typer.Option(option, help=text, show_default=False, rich_help_panel="Computing")
 
 
 def demo(
@@ -47,9 +47,9 @@ def demo(
     port: _Port = None,
     public: _Public = False,
     device: common.Device = "auto",
-    restoration_model: Annotated[str, _weights("--restoration-model")] = "restoration-small",
-    fusion_model: Annotated[str, _weights("--fusion-model")] = "fusion-small",
-    segmentation_model: Annotated[str, _weights("--segmentation-model")] = "segmentation-camvid",
+    restoration_model: Annotated[list[str] | None, _weights("--restoration-model")] = None,
+    fusion_model: Annotated[list[str] | None, _weights("--fusion-model")] = None,
+    segmentation_model: Annotated[list[str] | None, _weights("--segmentation-model")] = None,
     max_file_mb: _FileMb = 25.0,
     max_megapixels: _Megapixels = 24.0,
     max_video_seconds: _VideoSeconds = 60.0,
@@ -72,7 +72,6 @@ def demo(
         common.say(_WHAT_IS_OPEN.format(port=port or "7860 (or the next free one)"), style="yellow")
     elif not is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach the page; add --public if they may")
-    settings = Settings(
-        device, max_file_mb, max_megapixels, max_video_seconds, restoration_model, fusion_model, segmentation_model
-    )
+    named = (tuple(models or ()) for models in (restoration_model, fusion_model, segmentation_model))
+    settings = Settings(device, max_file_mb, max_megapixels, max_video_seconds, *named)
     serve(settings, host, port, typer.echo)

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import moevision
+from moevision.api import restoration_task
 from moevision.imaging.picture import picture_from_array
 from moevision.imaging.read import read_picture
 from moevision.imaging.video import VideoWriter, read_frames
@@ -25,7 +26,8 @@ gradio_client = pytest.importorskip("gradio_client", reason="the extra `app` is 
 pytest.importorskip("av", reason="the extra `video` is not installed")
 httpx = pytest.importorskip("httpx")
 
-WEB = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=64), trust_env=False)  # one: a new one costs 50 ms
+# One client, for a new one costs 50 ms; a kept connection must not be used while the server, after 5 s, closes it.
+WEB = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=64, keepalive_expiry=2), trust_env=False)
 EXAMPLES = Path(__file__).parents[2] / "app" / "examples"
 SCENES = EXAMPLES.parent / "scenes"
 SITE = SCENES / "meadow-site.json"
@@ -81,7 +83,7 @@ def test_restore_is_the_api_and_keeps_format_and_depth(client, tmp_path):
     files = [EXAMPLES / "drops-dogs.png", picture_file(tmp_path / "deep.png", "uint16")]
     files += [picture_file(tmp_path / "deep.tif", "uint16"), picture_file(tmp_path / "float.tiff", "float32")]
     for file in files:
-        views, words, saved = client.predict(sent(file), 1.0, [], api_name="/restore")
+        views, words, saved, *_ = client.predict(sent(file), 1.0, [], api_name="/restore")
         source, result = read_picture(file), read_picture(Path(saved))
         assert Path(saved).name == f"{file.stem}-restored{file.suffix}"
         assert (result.format, result.pixels_HWC.dtype) == (source.format, source.pixels_HWC.dtype)
@@ -92,12 +94,35 @@ def test_restore_is_the_api_and_keeps_format_and_depth(client, tmp_path):
 
 def test_restore_does_what_it_is_told(client):
     file = EXAMPLES / "drops-dogs.png"
-    _, _, saved = client.predict(sent(file), 0.0, [], api_name="/restore")
+    _, _, saved, *_ = client.predict(sent(file), 0.0, [], api_name="/restore")
     np.testing.assert_array_equal(read_picture(Path(saved)).pixels_HWC, read_picture(file).pixels_HWC)
-    _, words, saved = client.predict(sent(file), 0.5, ["haze"], api_name="/restore")
+    _, words, saved, *_ = client.predict(sent(file), 0.5, ["haze"], api_name="/restore")
     expected = moevision.restore(str(file), device="cpu", strength=0.5, weather=["haze"])
     np.testing.assert_array_equal(read_picture(Path(saved)).pixels_HWC, expected)
     assert "Taken away: haze" in words
+
+
+def test_who_decided_what_is_told_when_asked_for(client):
+    file = EXAMPLES / "drops-dogs.png"
+    *_, nothing, words = client.predict(sent(file), 1.0, [], api_name="/restore")
+    assert nothing is None
+    assert "%" not in words
+    *_, seen, words = client.predict(sent(file), 1.0, [], True, api_name="/restore")
+    expected = restoration_task(device="cpu", experts_map=True)((read_picture(file),))
+    assert Image.open(seen).size == expected.maps["experts"].pixels_HWC.shape[1::-1]
+    number, share = next(iter(expected.facts["experts"].items()))
+    assert f"oftenest expert {int(number) + 1}, in {100 * share:.0f} % of the picture" in words
+
+
+def test_a_visitor_chooses_among_what_the_owner_offers(client, demo):
+    file = EXAMPLES / "haze-hills.jpg"
+    parameters = client.view_api(return_format="dict")["named_endpoints"]["/segment"]["parameters"]
+    assert parameters[-1]["type"]["enum"] == ["tiny", "segmentation-camvid"]
+    *_, saved = client.predict(sent(file), False, "segmentation-camvid", api_name="/segment")
+    np.testing.assert_array_equal(np.asarray(Image.open(saved)), moevision.segment(str(file), device="cpu").ids_HW)
+    for model in (str(demo.segmentation_model), "../tiny"):
+        with pytest.raises(gradio_client.exceptions.AppError, match="not in the list"):
+            client.predict(sent(file), False, model, api_name="/segment")
 
 
 def test_fuse_is_the_api(client):
@@ -220,7 +245,8 @@ def traversals(demo):
         "gradio_api/file=SECRET.TXT",
         "static/..%2fapp.py",
     )
-    yield "gradio_api/proxy=http://127.0.0.1/secret.txt"
+    for address in ("http://127.0.0.1/secret.txt", "https://example.com/a.png"):
+        yield from (f"gradio_api/file={address}", f"gradio_api/proxy={address}")
 
 
 def test_no_form_of_a_path_leaves_the_upload_folder(demo):
@@ -293,10 +319,20 @@ def test_what_is_too_large_or_malformed_is_refused(demo, restore_index):
         session, answer = join(demo, restore_index, data)
         if answer.status_code == 200:
             assert outcome(demo, session)["success"] is False
-    assert WEB.get(demo.url, headers={"host": "evil.example"}).status_code == 421
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}, {"host": "[x"}):
+        assert WEB.get(demo.url, headers=headers).status_code == 421, headers
+    assert WEB.get(demo.url, headers={"origin": demo.url.rstrip("/")}).status_code == 200
     answer = WEB.get(demo.url)
     assert answer.status_code == 200
     assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_nothing_of_gradio_is_reached_that_the_page_does_not_use(demo):
+    film = {"video": ("a.mp4", b"x")}
+    for path in ("process_recording", "vibe-edit", "stream/x", "component_server", "component_server/"):
+        assert WEB.post(f"{demo.url}gradio_api/{path}", files=film).status_code == 404, path
+    for path in ("monitoring", "gradio_api/deep_link", "gradio_api/runs", "gradio_api/dev/reload", "docs", "login"):
+        assert WEB.get(f"{demo.url}{path}").status_code == 404, path
 
 
 def test_many_at_once_leave_the_server_alive_and_a_full_queue_says_so(demo, client, restore_index):

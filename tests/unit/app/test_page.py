@@ -1,6 +1,9 @@
 """What the page says and writes, without a server."""
 
+import json
+import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +13,44 @@ from moevision.app.models import Models
 from moevision.app.page import Page, chosen, told
 from moevision.app.pictures import write_result, write_view
 from moevision.app.settings import Settings
-from moevision.errors import InputError
+from moevision.errors import InputError, UsageError, WeightsError
 from moevision.imaging.picture import Picture
 
 
-def test_missing_weights_are_told_in_one_line():
-    said = Models(Settings(segmentation_model="nothing")).missing_segmentation()
-    assert said is not None
-    assert said.startswith("nothing: no such model")
-    assert "\n" not in said
+def weights(path, task):
+    """A file with the header of our weights and nothing else."""
+    header = json.dumps({"__metadata__": {"format": "1", "task": task, "config": "{}", "training": "{}"}}).encode()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    return str(path)
+
+
+def test_what_is_named_comes_first_under_names_that_tell_no_path(tmp_path):
+    named = [weights(tmp_path / folder / "own.safetensors", "fusion") for folder in "ab"]
+    offered = Models(Settings(fusion_models=(*named, named[0]))).offered
+    assert list(offered["fusion"]) == ["own", "own (2)", "fusion-small"]
+    assert list(offered["fusion"].values()) == [*named, "fusion-small"]
+    assert list(offered["segmentation"]) == ["segmentation-camvid"]
+
+
+def test_weights_that_cannot_be_used_are_refused_before_the_page_opens(tmp_path):
+    with pytest.raises(WeightsError, match="nothing: no such model"):
+        Models(Settings(segmentation_models=("nothing",)))
+    with pytest.raises(UsageError, match="a fusion model; name a restoration model"):
+        Models(Settings(restoration_models=(weights(tmp_path / "x.safetensors", "fusion"),)))
+
+
+def test_a_visitor_cannot_name_a_file_and_few_models_are_kept(tmp_path, monkeypatch):
+    named = tuple(weights(tmp_path / f"{number}.safetensors", "restoration") for number in range(6))
+    models, loaded = Models(Settings(restoration_models=named)), []
+    monkeypatch.setattr("moevision.api.load", lambda model, device: loaded.append(model) or SimpleNamespace(name=model))
+    monkeypatch.setattr("moevision.api.restoration_task", lambda model, **rest: lambda pictures: model.name)
+    asked = [models.restore(None, 1, None, label=label) for label in (None, "0", "1", "2", "3", "4", "0", "4")]
+    assert asked == [named[0], named[0], *named[1:5], named[0], named[4]]
+    assert loaded == [*named[:5], named[0]]
+    for label in (named[0], "../0", "fusion-small", ""):
+        with pytest.raises(InputError, match="no such model here"):
+            models.restore(None, 1, None, label=label)
 
 
 def test_failures_lose_paths_and_markup():

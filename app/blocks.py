@@ -18,6 +18,7 @@ _TABS = (("Restore", restore), ("Fuse", fuse), ("Detect", detect), ("Segment", s
 CSS = """
 .gradio-container { max-width: min(1180px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container .main { max-width: 100%; min-width: 0; }
+.gradio-container footer .divider { display: none; }  /* it would follow the only link */
 .summary { padding: 0 4px; }
 table.areas { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
 table.areas caption { text-align: left; font-weight: 600; padding: 4px 0; }

@@ -49,11 +49,13 @@ def summary(visible: Picture, result: TaskResult, seconds: float) -> str:
 
 
 def _gates(experts: dict[str, dict[str, float]]) -> str:
-    chosen_ones = {
-        gate: " and ".join(f"{int(number) + 1} ({share:.2f})" for number, share in shares.items())
-        for gate, shares in experts.items()
-    }
-    return ", ".join(f"{gate.replace('.', ' ')}: {ones}" for gate, ones in chosen_ones.items())
+    """Gates and experts are counted from 0 in the facts and from 1 on the page."""
+    texts = []
+    for gate, shares in experts.items():
+        kind, _, place = gate.partition(".")
+        ones = " and ".join(f"{int(number) + 1} ({share:.2f})" for number, share in shares.items())
+        texts.append(f"{kind}{f' {int(place) + 1}' if place else ''}: {ones}")
+    return ", ".join(texts)
 
 
 def build(page: Page) -> None:

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import types
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,13 +112,12 @@ def tree():
 
 @dataclass(frozen=True)
 class Demo:
-    """A running `moevision demo`: its address, process and temporary folder, and how long it took to answer."""
+    """A running `moevision demo`: its address, process and temporary folder."""
 
     url: str
     process: subprocess.Popen
     temporary: Path
     segmentation_model: Path
-    start_s: float
 
     def children(self):
         """Processes that it has started."""
@@ -152,7 +150,6 @@ def demo(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         options += ["--port", str(free.getsockname()[1])]
-    start_s = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "moevision", "demo", *options],
         cwd=folder / "work", env={**os.environ, "TMPDIR": str(folder), "GRADIO_SHARE": "True"}, text=True,
@@ -163,7 +160,7 @@ def demo(tmp_path_factory):
     url = process.stdout.readline().strip()
     late.cancel()
     assert url, (folder / "log").read_text()
-    yield Demo(url, process, folder, folder / "tiny.safetensors", time.monotonic() - start_s)
+    yield Demo(url, process, folder, folder / "tiny.safetensors")
     process.terminate()
     assert process.wait(20) == 0
     assert not list(folder.glob("moevision-demo-*"))  # nothing of anybody is left

@@ -20,10 +20,12 @@ CSS = """
 .gradio-container .main { max-width: 100%; min-width: 0; }
 .gradio-container footer .divider { display: none; }  /* it would follow the only link */
 .summary { padding: 0 4px; }
-table.areas { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
+.result .empty { min-height: 90px; height: 90px; }
+.prose table.areas { width: 100%; border: none !important; border-collapse: collapse; font-size: var(--text-md); }
 table.areas caption { text-align: left; font-weight: 600; padding: 4px 0; }
 table.areas th { text-align: left; font-weight: 600; }
-table.areas th, table.areas td { padding: 3px 8px; border-bottom: 1px solid var(--border-color-primary); }
+.prose table.areas :is(th, td) { padding: 3px 8px; border: none !important; }
+.prose table.areas tr { border: none; border-bottom: 1px solid var(--border-color-primary); }
 .swatch { display: inline-block; width: 1.4em; height: 1.1em; border: 1px solid var(--body-text-color); }
 """
 # The thumbnails of examples have no names for those who cannot see them.

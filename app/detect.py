@@ -150,10 +150,7 @@ def build(page: Page) -> None:
         with gr.Column(min_width=300):
             # Not gr.Video: to upload with it loads a video editor from elsewhere.
             film = gr.File(label="Video", file_types=sorted(VIDEO_SUFFIXES), height=140)
-            site = gr.File(
-                label="Calibration (optional)",
-                file_types=[".json"], height=120,
-            )  # fmt: skip
+            site = gr.File(label="Calibration", file_types=[".json"], height=140)
             for component in (film, site):
                 component.preprocess = upload_path  # type: ignore[method-assign,assignment]
             rate = gr.Slider(
@@ -181,11 +178,12 @@ def build(page: Page) -> None:
                 wrap=True,
                 type="array",
                 row_count=1,
-                column_widths=["24%", "24%", "16%", "36%"],
+                column_widths=["22%", "22%", "20%", "36%"],
             )
             files = gr.File(
-                label="Files: events, scores of every frame, video", file_count="multiple", interactive=False
-            )
+                label="Files: events, scores of every frame, video", file_count="multiple", interactive=False,
+                elem_classes="result",
+            )  # fmt: skip
     inputs, outputs = [film, site, rate], [heat, plot, table, words, files]
     # Shown at one place: animations over five would take the processor's time from the work.
     runs = [

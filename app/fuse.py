@@ -89,7 +89,12 @@ def build(page: Page) -> None:
                 buttons=["fullscreen"],
             )  # fmt: skip
             words = gr.Markdown("Choose two pictures of one view, or the example.", elem_classes="summary")
-            saved = gr.File(label="Result in the visible picture's own format and depth", interactive=False, height=90)
+            saved = gr.File(
+                label="Result in the visible picture's own format and depth",
+                interactive=False,
+                height=90,
+                elem_classes="result",
+            )
     work = told(partial(fuse, page))
     inputs, outputs = [*pair, register, *choice], [views, weights, words, saved]
     shown: dict[str, Any] = {"concurrency_id": "pictures", "show_progress_on": views}

@@ -106,7 +106,12 @@ def build(page: Page) -> None:
         with gr.Column(min_width=300):
             views = gr.ImageSlider(label="Before and after", type="filepath", interactive=False, buttons=["fullscreen"])
             words = gr.Markdown("Choose a photograph, or one of the examples.", elem_classes="summary")
-            saved = gr.File(label="Result in the photograph's own format and depth", interactive=False, height=90)
+            saved = gr.File(
+                label="Result in the photograph's own format and depth",
+                interactive=False,
+                height=90,
+                elem_classes="result",
+            )
             with gr.Column(visible=False) as who:
                 decided = gr.Image(
                     label="Which expert came first", type="filepath", interactive=False, buttons=["fullscreen"]

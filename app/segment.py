@@ -80,7 +80,9 @@ def build(page: Page) -> None:
             )
             words = gr.Markdown("Choose a picture, or one of the examples.", elem_classes="summary")
             areas = gr.Markdown(sanitize_html=False)  # our own table, with colours
-            saved = gr.File(label="Class ids, a PNG whose values are the ids", interactive=False, height=90)
+            saved = gr.File(
+                label="Class ids, a PNG whose values are the ids", interactive=False, height=90, elem_classes="result"
+            )
     work = told(partial(segment, page))
     inputs, outputs = [picture, restore_first, *choice], [views, areas, words, saved]
     shown: dict[str, Any] = {"concurrency_id": "pictures", "show_progress_on": views}

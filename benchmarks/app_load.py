@@ -78,7 +78,7 @@ def photograph(path, width, height):
     """A hazy slope with some grain: as slow as any picture of its size."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(90, 210, height)[:, None, None] + 12 * rng.standard_normal((height, width, 3))
-    Image.fromarray(np.clip(ramp, 0, 255).astype(np.uint8)).save(path)
+    Image.fromarray(np.clip(ramp, 0, 255).astype(np.uint8)).save(path, quality=92)
     return path
 
 
@@ -104,12 +104,12 @@ def in_the_browser(server, browser, picture, rounds):
         panel.get_by_role("button", name="Remove").or_(panel.get_by_label("Remove Image")).first.wait_for()
         trips_s, calls_s = [], []
         for number in range(rounds + 1):
-            link = panel.locator('a[download$="-restored.png"]')
+            link = panel.locator('a[download$="-restored.jpg"]')
             before = link.first.get_attribute("href") if number else None
             begin = time.monotonic()
             button.click()
             page.wait_for_function(
-                """before => { const a = document.querySelector('a[download$="-restored.png"]');
+                """before => { const a = document.querySelector('a[download$="-restored.jpg"]');
                                return a && a.getAttribute("href") !== before; }""",
                 arg=before,
             )
@@ -248,7 +248,7 @@ def main():
         folder = Path(name)
         server = Server(folder)
         found = {"load_before": load, "processors": os.cpu_count(), "start_to_address_s": server.start_s}
-        small, large = photograph(folder / "small.png", 96, 64), photograph(folder / "large.png", 1152, 868)
+        small, large = photograph(folder / "small.png", 96, 64), photograph(folder / "large.jpg", 1152, 868)
         if options.browser:
             found |= in_the_browser(server, options.browser, large, options.rounds)
             found["start_to_interactive_s"] = server.start_s + found["page_opens_s"]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _KEPT = "GRADIO_ROOT_PATH"  # behind a proxy; others share the page, open folders, or let visitors edit the program
+# Gradio keeps 130 kB of every visitor whose browser did not say goodbye; the page needs nothing of it.
+_SESSIONS = 128
 
 
 def is_loopback(host: str) -> bool:
@@ -92,7 +94,7 @@ def _launch(page: Page, host: str, port: int | None) -> Any:
         blocks.launch(
             server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, inbrowser=False,
             max_file_size=page.settings.max_file_bytes, allowed_paths=[], show_error=False, enable_monitoring=False,
-            strict_cors=True, ssr_mode=False, mcp_server=False, pwa=False, footer_links=["api"],
+            strict_cors=True, state_session_capacity=_SESSIONS, ssr_mode=False, mcp_server=False, pwa=False, footer_links=["api"],
             app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS, head=HEAD,
         )  # fmt: skip
     except OSError as error:

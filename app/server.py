@@ -94,8 +94,8 @@ def _launch(page: Page, host: str, port: int | None) -> Any:
         blocks.launch(
             server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, inbrowser=False,
             max_file_size=page.settings.max_file_bytes, allowed_paths=[], show_error=False, enable_monitoring=False,
-            strict_cors=True, state_session_capacity=_SESSIONS, ssr_mode=False, mcp_server=False, pwa=False, footer_links=["api"],
-            app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS, head=HEAD,
+            strict_cors=True, ssr_mode=False, mcp_server=False, pwa=False, footer_links=["api"],
+            state_session_capacity=_SESSIONS, app_kwargs={"middleware": [guard]}, theme=theme(), css=CSS, head=HEAD,
         )  # fmt: skip
     except OSError as error:
         raise UsageError(f"--port {port or '7860 to 7959'}: cannot listen there ({error}); choose another") from None

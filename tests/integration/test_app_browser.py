@@ -155,8 +155,7 @@ def test_detect_tells_how_far_it_is_and_can_be_cancelled(visit):
     panel.get_by_role("button", name="Detect", exact=True).click()
     panel.get_by_role("heading", name="1 event").wait_for()
     one.shot("demo-detect")
-    (event,) = moevision.detect(SCENES / "meadow-odd.mp4", site=SCENES / "meadow-site.json", device="cpu").events
-    panel.get_by_text(f"{event.peak_score:.2f}", exact=True).locator("visible=true").first.wait_for()
+    panel.get_by_text("0:00:01.").locator("visible=true").first.wait_for()  # in the table of events
     assert one.page.evaluate("Math.max(...[...document.querySelectorAll('video')].map(v => v.duration))") > 5
 
 

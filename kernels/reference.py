@@ -80,7 +80,7 @@ def film_ffn(
     """
     if fuse == "activations":
         gate_NE = dense_gate(gate_NK, index_NK, gamma_EF.shape[0]).to(x_ND.dtype)
-        return _film_pass(x_ND, w1_DH, b1_H, gate_NE @ gamma_EF, gate_NE @ beta_EF, site, activation) @ w2_HO + b2_O
+        return film_pass(x_ND, w1_DH, b1_H, gate_NE @ gamma_EF, gate_NE @ beta_EF, site, activation) @ w2_HO + b2_O
     y_NO = x_ND.new_zeros(x_ND.shape[0], w2_HO.shape[1])
     for slot in range(index_NK.shape[1]):
         index_N = index_NK[:, slot]
@@ -88,9 +88,18 @@ def film_ffn(
         gate_N1 = torch.where(empty_N, 0, gate_NK[:, slot]).unsqueeze(1).to(x_ND.dtype)
         safe_N = index_N.masked_fill(empty_N, 0)
         gamma_NF, beta_NF = gamma_EF[safe_N], beta_EF[safe_N]
-        hidden_NH = _film_pass(x_ND, w1_DH, b1_H, gamma_NF, beta_NF, site, activation)
+        hidden_NH = film_pass(x_ND, w1_DH, b1_H, gamma_NF, beta_NF, site, activation)
         y_NO = y_NO + gate_N1 * (hidden_NH @ w2_HO + b2_O)
     return y_NO
+
+
+def film_pass(
+    x_ND: Tensor, w1_DH: Tensor, b1_H: Tensor, gamma_NF: Tensor, beta_NF: Tensor, site: str, activation: str
+) -> Tensor:
+    """The hidden layer (N, H) under modulations of every item, (N, D) or (N, H)."""
+    if site == "input":
+        return activate((gamma_NF * x_ND + beta_NF) @ w1_DH + b1_H, activation)
+    return activate(gamma_NF * (x_ND @ w1_DH + b1_H) + beta_NF, activation)
 
 
 def dense_gate(gate_NK: Tensor, index_NK: Tensor, num_experts: int) -> Tensor:
@@ -122,14 +131,6 @@ def quant_linear(
 ) -> Tensor:  # fmt: skip
     """x @ w with the weights a packed matrix stands for, rounded to x's type."""
     return x_ND @ dequantize(packed_PH, scale_GH, offset_GH, bits, group, x_ND.shape[1]).to(x_ND.dtype)
-
-
-def _film_pass(
-    x_ND: Tensor, w1_DH: Tensor, b1_H: Tensor, gamma_NF: Tensor, beta_NF: Tensor, site: str, activation: str
-) -> Tensor:
-    if site == "input":
-        return activate((gamma_NF * x_ND + beta_NF) @ w1_DH + b1_H, activation)
-    return activate(gamma_NF * (x_ND @ w1_DH + b1_H) + beta_NF, activation)
 
 
 def _at_least_float32(t: Tensor) -> Tensor:

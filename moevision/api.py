@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from torch import nn
 
     from moevision.checkpoint import ModelDescriptor
+    from moevision.export import Portable
     from moevision.imaging.picture import Picture
     from moevision.tasks.anomaly.calibration import SiteCalibration, Threshold
     from moevision.tasks.anomaly.detector import AnomalyDetector
     from moevision.tasks.anomaly.predict import Detection
     from moevision.tasks.fusion.predict import FusionTask
+    from moevision.tasks.restoration.portable_net import PortableNet
     from moevision.tasks.restoration.predict import RestorationTask
     from moevision.tasks.segmentation.predict import Segmentation, SegmentationTask
 
 
 ANOMALY_MODEL = "anomaly-ped2"
+_EXPORTED = (".onnx", ".xml", ".pt2")
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -59,30 +62,64 @@ def build_model(task: str, config: dict[str, Any]) -> "nn.Module":
     return builders[task](config)
 
 
+def export_model(model: str | PathLike[str], path: str | PathLike[str], *, to: str) -> float:
+    """Write a model as a file that other programs run, and run it: it is kept only if it does what the network does.
+
+    Args:
+        model: name from `list_models()` or a .safetensors path.
+        path: what to write, with the format's suffix; what is there is replaced.
+        to: "onnx" (.onnx), "openvino" (.xml, and .bin beside it) or "pt2" (.pt2, for torch without moevision).
+
+    Returns:
+        The largest difference between the file's results and the network's, of pictures of several sizes.
+
+    Raises:
+        UsageError: a model that cannot be exported, an unknown format, or a suffix that is not the format's.
+        WeightsError: the model cannot be loaded. MissingExtraError: what the format needs is not installed.
+    """
+    from moevision.export import write_file
+
+    return write_file(_portable(model, load(model, device="cpu")), Path(path), to)
+
+
 def restoration_task(
     *, model: "str | PathLike[str] | ModelDescriptor" = "restoration-small", device: str = "auto",
     precision: str = "auto", tile_px: int | None = None, strength: float = 1.0,
-    weather: str | Collection[str] | None = None,
+    weather: str | Collection[str] | None = None, runtime: str = "torch", experts_map: bool = False,
 ) -> "RestorationTask":  # fmt: skip
     """The restoration Task that the batch command, the API and evaluation all run.
 
     Like the other tasks' functions it also takes a model that `load` has given: who needs several tasks loads it once.
 
+    Args:
+        runtime: "torch"; or "onnx" or "openvino", which run an exported network on the CPU: a file from
+            `export_model` given as `model`, or else one made of the weights and kept in the user's cache folder.
+        experts_map: whether results carry the map `experts`: which expert came first where; with torch only.
+
     Raises:
-        UsageError: strength outside [0, 1], an unknown weather, or weights of another task. WeightsError: weights
-            cannot be loaded.
+        UsageError: strength outside [0, 1], an unknown weather, weights of another task, or a map of experts where
+            there is none. WeightsError: weights cannot be loaded. MissingExtraError: the runtime is not installed.
     """
     from moevision.devices import pick_device, pick_precision
     from moevision.tasks.restoration.predict import RestorationTask
 
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength must be between 0 and 1, got {strength}")
+    if runtime != "torch" or (isinstance(model, str | PathLike) and Path(model).suffix in _EXPORTED):
+        if not isinstance(model, str | PathLike):
+            raise UsageError("an exported network is made of a model's name or file, not of a loaded model")
+        network, descriptor = _exported_restoration(model, runtime, device, precision)
+        return RestorationTask(
+            descriptor, device=pick_device("cpu"), tile_px=tile_px, strength=strength, weather=weather, network=network,
+            experts_map=experts_map,
+        )  # fmt: skip
     descriptor = _load_for("restoration", model, device)
     torch_device = pick_device(device)
     dtype = pick_precision(torch_device, precision)
     return RestorationTask(
-        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=weather
-    )
+        descriptor, device=torch_device, dtype=dtype, tile_px=tile_px, strength=strength, weather=weather,
+        experts_map=experts_map,
+    )  # fmt: skip
 
 
 def restore(
@@ -365,6 +402,55 @@ def _model_of(
     if not beside.exists():
         raise WeightsError(f"{beside}: no such file, but {site} was made with it; name the weights with --model")
     return beside
+
+
+def _portable(model: str | PathLike[str], descriptor: "ModelDescriptor", form: str = "picture") -> "Portable":
+    """What of a loaded model is exported; `form` is "picture", or "tile" of a picture that is measured already."""
+    if descriptor.task != "restoration":
+        raise UsageError(f"{model}: {descriptor.task} models cannot be exported yet, only restoration models")
+    from moevision.tasks.restoration.portable import picture_tile, whole_picture
+
+    network: Any = descriptor.model
+    return {"picture": whole_picture, "tile": picture_tile}[form](network, _facts(model, descriptor))
+
+
+def _facts(model: str | PathLike[str], descriptor: "ModelDescriptor") -> dict[str, str]:
+    """What an exported file says of itself."""
+    import json
+
+    import moevision
+    from moevision.checkpoint import file_sha256, find_weights
+
+    facts = {
+        "task": descriptor.task,
+        "model": descriptor.name,
+        "version": moevision.__version__,
+        "weights_sha256": file_sha256(find_weights(str(model))[0]),
+        "config": json.dumps(descriptor.config),
+    }
+    return {f"moevision.{name}": value for name, value in facts.items()}
+
+
+def _exported_restoration(
+    model: str | PathLike[str], runtime: str, device: str, precision: str
+) -> "tuple[PortableNet, ModelDescriptor]":
+    """The exported network, from the file `model` or the cache, and a descriptor with what it was made from."""
+    from moevision.devices import pick_device, pick_precision
+    from moevision.tasks.restoration import portable_net
+
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--runtime {runtime} computes on the CPU; leave --device {device} out")
+    # Only OpenVINO has bf16; where the others are asked for it by name, they say so.
+    asked = precision if runtime == "openvino" or precision != "auto" else "fp32"
+    bf16 = pick_precision(pick_device("cpu"), asked).itemsize == 2
+    if Path(model).suffix in _EXPORTED:
+        return portable_net.from_file(Path(model), runtime, bf16=bf16)
+    descriptor = _load_for("restoration", model, "cpu")
+    facts = _facts(model, descriptor)
+    key = f"{descriptor.name}-{facts['moevision.weights_sha256'][:16]}-{facts['moevision.version']}"
+    return portable_net.from_cache(
+        descriptor, lambda form: _portable(model, descriptor, form), key, runtime, bf16=bf16
+    ), descriptor
 
 
 _CACHE: dict[tuple[Any, ...], Any] = {}

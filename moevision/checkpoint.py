@@ -98,6 +98,15 @@ def find_weights(name_or_path: str | Path) -> tuple[Path, dict[str, Any] | None]
     return path, None
 
 
+def read_task(name_or_path: str | Path) -> str:
+    """The task of a shipped model, or of any weights file of ours, from its header. No torch needed.
+
+    Raises WeightsError as `load_model` does, but does not look at the tensors.
+    """
+    path, entry = find_weights(name_or_path)
+    return str(entry["task"]) if entry else _read_header(path, _read_checked(path, None))["task"]
+
+
 def file_sha256(path: Path) -> str:
     """Of a weights file; raises WeightsError if it cannot be read."""
     return hashlib.sha256(_read_checked(path, None)).hexdigest()

@@ -96,4 +96,6 @@ def pad_to_stride(x_BCHW: Tensor, stride: int = STRIDE) -> Tensor:
     height, width = x_BCHW.shape[-2:]
     if height % stride == width % stride == 0 and not torch.compiler.is_compiling():
         return x_BCHW
-    return F.pad(x_BCHW, (0, -width % stride, 0, -height % stride), mode="replicate")
+    # Not -width % stride: with this, an exporter of any size sees that what comes out is a multiple.
+    down, across = ((side + stride - 1) // stride * stride - side for side in (height, width))
+    return F.pad(x_BCHW, (0, across, 0, down), mode="replicate")

@@ -145,7 +145,7 @@ def _map_place(kind: str, path: Path, todo: Plan, suffix: str) -> Callable[[Job]
     """Where the map of each job goes: the file itself for one job, else under a folder as the outputs under theirs."""
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
         if len(todo.jobs) > 1:
-            raise UsageError(f"--{kind}-map {shown(path)} names one file, but there are several pairs; name a folder")
+            raise UsageError(f"--{kind}-map {shown(path)} names one file, but there are several outputs; name a folder")
         return lambda job: path
     if path.exists() and not path.is_dir():
         raise UsageError(f"--{kind}-map {shown(path)}: not a folder; name a folder or a .png file")

@@ -239,6 +239,15 @@ Precision = Annotated[
 Tile = Annotated[
     str, typer.Option("--tile", help="Tile size in pixels: auto, 0 = whole image, or N.", rich_help_panel=_WORKING)
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="What computes: torch; or onnx or openvino, on the CPU, with the model exported once and kept, or with a "
+        "file from 'moevision export' given as --model.",
+        rich_help_panel=_WORKING,
+    ),
+]
 Size = Annotated[
     int | None,
     typer.Option(

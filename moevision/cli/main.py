@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import moevision
-from moevision.cli import anomaly_fit, bench, datasets, detect, evaluate, fuse, models, restore, segment, train, tune
+from moevision.cli import (
+    anomaly_fit,
+    bench,
+    datasets,
+    demo,
+    detect,
+    evaluate,
+    export,
+    fuse,
+    models,
+    restore,
+    segment,
+    train,
+    tune,
+)
 from moevision.cli.common import CommandGroup
 
 app = typer.Typer(
@@ -27,7 +41,9 @@ app.command("fuse")(fuse.fuse)
 app.command("detect")(detect.detect)
 app.command("anomaly-fit")(anomaly_fit.anomaly_fit)
 app.command("segment")(segment.segment)
+app.command("demo")(demo.demo)
 app.command("models")(models.models)
+app.command("export")(export.export)
 app.command("tune")(tune.tune)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")

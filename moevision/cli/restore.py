@@ -29,6 +29,15 @@ _TruthFolder = Annotated[
         rich_help_panel="Output",
     ),
 ]
+_ExpertsMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--experts-map",
+        help="Also write which expert came first where, a colour for each. A .png file for one picture, else a folder.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
 
 
 def restore(
@@ -40,6 +49,8 @@ def restore(
     tile: common.Tile = "auto",
     strength: _Strength = 1.0,
     weather: common.Weather = "auto",
+    runtime: common.Runtime = "torch",
+    experts_map: _ExpertsMap = None,
     jobs: common.Jobs = 2,
     recursive: common.Recursive = True,
     on_exists: common.OnExists = "fail",
@@ -80,15 +91,16 @@ def restore(
         debug=debug,
         judge=judge,
         judged=judged,
+        maps={} if experts_map is None else {"experts": experts_map},
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": tile_px}
-    asked |= {"strength": strength, "weather": told}
+    asked |= {"strength": strength, "weather": told, "runtime": runtime}
     settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
 
     def make_task() -> Task:
         from moevision.api import restoration_task
 
-        return restoration_task(device=device, **asked)
+        return restoration_task(device=device, experts_map=experts_map is not None, **asked)
 
     if code := run_batch("restore", inputs, options, settings, make_task):
         raise typer.Exit(code)

@@ -116,6 +116,11 @@ class VideoReader:
             raise InputError(f"{self.name}: holds no frame; choose another file")
 
     @property
+    def size_hw(self) -> tuple[int, int]:
+        """Of a frame in pixels, as the header states it."""
+        return self._stream.codec_context.height, self._stream.codec_context.width
+
+    @property
     def frame_count(self) -> int | None:
         """As the header states it, or its length and rate; None where it does not."""
         return self._stream.frames or round(self._stated_s() * float(self.rate or 0)) or None

@@ -173,7 +173,7 @@ class SiteCalibration:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); make one with moevision anomaly-fit"
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: not a site calibration ({error}); make one with moevision anomaly-fit") from None
 
 

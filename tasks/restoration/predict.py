@@ -10,14 +10,17 @@ from torch import Tensor
 from moevision.checkpoint import ModelDescriptor
 from moevision.devices import retry_smaller
 from moevision.engine.task import JSON, TaskResult
+from moevision.errors import UsageError
 from moevision.imaging.picture import Picture, to_float_tile
 from moevision.imaging.scaling import shrink
 from moevision.imaging.tiling import Tile, map_picture, plan_tiles
 from moevision.moe import Context, Window
+from moevision.tasks.restoration.experts_map import ExpertsMap, mapped_layer
 from moevision.tasks.restoration.model import RestorationNet
+from moevision.tasks.restoration.portable_net import PortableNet
 from moevision.tasks.restoration.weathers import WEATHERS, known_weathers
 
-# Up to this size a picture is one tile and measures its own statistics.
+# Up to this size a picture is one tile and measures its own statistics; an exported network has its own limit.
 WHOLE_PX = 768
 _PATCH_PX = 128
 
@@ -31,9 +34,11 @@ class RestorationTask:
         tile_px: edge of a tile; 0 = the whole picture at once, None = the descriptor's choice.
         strength: 0 returns the input, 1 the network's output, between a linear mix.
         weather: what to take away, one name or several of WEATHERS, none = nothing; None = what the network detects.
+        network: an exported network that computes instead of the descriptor's.
+        experts_map: whether results carry the map `experts`, see `experts_map.ExpertsMap`.
 
     Raises:
-        UsageError: an unknown weather.
+        UsageError: an unknown weather, or a map of experts asked for of a network that has none to show.
     """
 
     name = "restore"
@@ -41,11 +46,16 @@ class RestorationTask:
     def __init__(
         self, descriptor: ModelDescriptor, *, device: torch.device, dtype: torch.dtype = torch.float32,
         tile_px: int | None = None, strength: float = 1.0, weather: str | Collection[str] | None = None,
+        network: PortableNet | None = None, experts_map: bool = False,
     ) -> None:  # fmt: skip
         self.weather = None if weather is None else known_weathers(weather)
         self.descriptor, self.device = descriptor, device
-        self.model = cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
+        self.model = network or cast("RestorationNet", descriptor.model.to(device=device, dtype=dtype))
+        self.whole_px = network.whole_px if network else WHOLE_PX
         self.tile_px, self.strength = tile_px, strength
+        if experts_map:
+            _check_experts(self.model)
+        self.experts_map = experts_map
         self._told_BW = None if self.weather is None else _told(self.weather).to(device)
 
     @torch.inference_mode()
@@ -55,7 +65,8 @@ class RestorationTask:
         Raises MemoryExhaustedError when not even tiles of 128 px fit.
 
         Facts: `weather` (the likeliest detected, or "clean"), `confidence`, `weathers` (probability of each),
-        `tiles`, `mean_change` (mean absolute change of the pixels, of full scale).
+        `tiles`, `mean_change` (mean absolute change of the pixels, of full scale). With `experts_map` also `experts`
+        and `first_weight`, and the map `experts`.
         """
         (picture,) = pictures
         height, width = picture.pixels_HWC.shape[:2]
@@ -66,22 +77,30 @@ class RestorationTask:
         overlap_px = min(self.descriptor.overlap_px, tile_px // 2)
         multiple_px = self.descriptor.size.tile_multiple_px
         tiles = sum(len(row) for row in plan_tiles(height, width, tile_px, overlap_px, multiple_px))
-        measured = self._measure(picture) if tiles > 1 or max(height, width) > WHOLE_PX else None
+        measured = self._measure(picture) if tiles > 1 or max(height, width) > self.whole_px else None
         seen = measured or Context()
+        experts = ExpertsMap(cast("RestorationNet", self.model), height, width) if self.experts_map else None
 
         def restore(tile_HWC: np.ndarray, tile: Tile) -> np.ndarray:
-            if measured is None:
-                return self._restore_tile(tile_HWC, seen)
-            window = Window(tile.y0, tile.x0, height, width)
-            return self._restore_tile(tile_HWC, Context(frozen_statistics=measured.statistics, window=window))
+            context = seen
+            if measured is not None:
+                window = Window(tile.y0, tile.x0, height, width)
+                context = Context(frozen_statistics=measured.statistics, window=window)
+            restored_HWC = self._restore_tile(tile_HWC, context)
+            if experts is not None:
+                experts.add(context, tile)
+            return restored_HWC
 
         restored = map_picture(picture, restore, tile_px=tile_px, overlap_px=overlap_px, multiple_px=multiple_px)
-        return TaskResult(restored, {**self._weather(seen), "tiles": tiles, "mean_change": _change(picture, restored)})
+        facts = {**self._weather(seen), "tiles": tiles, "mean_change": _change(picture, restored)}
+        if experts is None:
+            return TaskResult(restored, facts)
+        return TaskResult(restored, facts | experts.facts(), {"experts": experts.picture()})
 
     def _tile_px(self, height: int, width: int) -> int:
         if self.tile_px is not None:
             return self.tile_px
-        return 0 if max(height, width) <= WHOLE_PX else self.descriptor.tile_px
+        return 0 if max(height, width) <= self.whole_px else self.descriptor.tile_px
 
     def _restore_tile(self, tile_HWC: np.ndarray, context: Context) -> np.ndarray:
         x_BCHW = self._to_tensor(tile_HWC)
@@ -116,6 +135,12 @@ class RestorationTask:
         seen = weathers[likeliest] >= 0.5
         confidence = weathers[likeliest] if seen else round(1 - weathers[likeliest], 3)
         return {"weather": likeliest if seen else "clean", "confidence": confidence, "weathers": dict(weathers)}
+
+
+def _check_experts(model: RestorationNet | PortableNet) -> None:
+    if isinstance(model, PortableNet):
+        raise UsageError("an exported network does not say which experts worked; use --runtime torch and its weights")
+    mapped_layer(model)
 
 
 def _told(weather: tuple[str, ...]) -> Tensor:

@@ -6,6 +6,8 @@ coarse feature map to the full-resolution network. It is measured once a picture
 same for a 12-megapixel photograph as for a small one.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,9 +61,17 @@ def thumbnail(picture_BCHW: Tensor) -> Tensor:
     Stretched to multiples of 8, so that its map covers the picture exactly.
     """
     height, width = picture_BCHW.shape[-2:]
-    longer = max(height, width)
-    size = [max(STRIDE, round(side * THUMBNAIL_PX / longer / STRIDE) * STRIDE) for side in (height, width)]
+    longer: Any = torch.sym_max(height, width)  # whole numbers all, which torch does not say
+    size: list[Any] = [
+        STRIDE * torch.sym_max(1, _rounded(side * (THUMBNAIL_PX // STRIDE), longer)) for side in (height, width)
+    ]
     return F.interpolate(picture_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _rounded(a: int, b: int) -> int:
+    """round(a / b) for a, b > 0 in whole numbers, half to even: an exporter of any size can follow these."""
+    up, down = ((2 * a + b - low) // (2 * b) for low in (0, 1))  # they differ where a / b lies half way
+    return up - (up - down) * (up % 2)
 
 
 def scene_inputs(picture_BCHW: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # (height, width) in pixels. The flat one leaves what is long and thin alone unless it falls: streaks, not roofs.
 WINDOWS_PX = ((1, 9), (5, 5), (9, 9), (17, 17))
@@ -44,6 +45,10 @@ def _top_hat_on_cpu(x_BCHW: Tensor, window_px: tuple[int, int]) -> Tensor:
 
 def window_minimum(x_BCHW: Tensor, window_px: tuple[int, int], dilation: int = 1) -> Tensor:
     """Minimum over odd windows (height, width) around every pixel, what lies outside left out; same shape."""
+    if dilation == 1 and torch.compiler.is_compiling():  # one operator an axis instead of many slices of any size
+        down, across = window_px
+        lowest = F.max_pool2d(-x_BCHW, (down, 1), stride=1, padding=(down // 2, 0)) if down > 1 else -x_BCHW
+        return -F.max_pool2d(lowest, (1, across), stride=1, padding=(0, across // 2))
     for dim, window in zip((2, 3), window_px, strict=True):
         margin = window // 2 * dilation
         shape = [*x_BCHW.shape]

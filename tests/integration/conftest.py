@@ -3,8 +3,12 @@
 import base64
 import io
 import json
+import os
 import re
+import socket
+import subprocess
 import sys
+import threading
 import types
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,3 +129,60 @@ def tree():
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
     return listing
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A running `moevision demo`: its address, process and temporary folder."""
+
+    url: str
+    process: subprocess.Popen
+    temporary: Path
+    segmentation_model: Path
+
+    def children(self):
+        """Processes that it has started."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in listed.stdout.split()]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The page, started as a person would, with low limits and a tiny segmentation network."""
+    pytest.importorskip("gradio", reason="the extra `app` is not installed")
+    from moevision.checkpoint import save_model
+    from moevision.tasks.segmentation.model import PRESETS, SegmentationConfig, SegmentationNet
+
+    folder = tmp_path_factory.mktemp("demo")
+    torch = pytest.importorskip("torch")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        palette = (120, 180, 250), (128, 64, 128), (0, 0, 142), (107, 142, 35)
+        net = SegmentationNet(SegmentationConfig(PRESETS["test"](), ("Sky", "Road", "Car", "Tree, high"), palette))
+        torch.nn.init.normal_(net.classify.weight, std=0.5)
+    save_model(net, folder / "tiny.safetensors", task="segmentation", training={})
+    (folder / "work").mkdir()
+    (folder / "work" / "secret.txt").write_text("CANARY")
+    (folder / "work" / ".env").write_text("CANARY")
+    options = ["--device", "cpu", "--segmentation-model", str(folder / "tiny.safetensors")]
+    options += ["--max-file-mb", "2", "--max-megapixels", "1.5", "--max-video-seconds", "12"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        options += ["--port", str(free.getsockname()[1])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "moevision", "demo", *options],
+        cwd=folder / "work", env={**os.environ, "TMPDIR": str(folder), "GRADIO_SHARE": "True"}, text=True,
+        stdout=subprocess.PIPE, stderr=(folder / "log").open("w"),
+    )  # fmt: skip
+    late = threading.Timer(180, process.kill)
+    late.start()
+    url = process.stdout.readline().strip()
+    late.cancel()
+    assert url, (folder / "log").read_text()
+    yield Demo(url, process, folder, folder / "tiny.safetensors")
+    process.terminate()
+    assert process.wait(20) == 0
+    assert not list(folder.glob("moevision-demo-*"))  # nothing of anybody is left
+    assert "a request failed" not in (folder / "log").read_text()  # what is no fault of a visitor

@@ -19,6 +19,8 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(cli, folder, fak
             "tile_px": 512,
             "strength": 0.25,
             "weather": None,
+            "runtime": "torch",
+            "experts_map": False,
         }
     ]
 

@@ -51,6 +51,8 @@ def test_options_reach_the_task(cli, folder, fake_api):
             "tile_px": 0,
             "strength": 0.5,
             "weather": ("rain", "haze"),
+            "runtime": "torch",
+            "experts_map": False,
         },
         {
             "model": "restoration-small",
@@ -59,6 +61,8 @@ def test_options_reach_the_task(cli, folder, fake_api):
             "tile_px": None,
             "strength": 1.0,
             "weather": None,
+            "runtime": "torch",
+            "experts_map": False,
         },
     ]
 

@@ -21,7 +21,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python(f"import sys, moevision; print({HEAVY} | {{'typer', 'rich'}} & set(sys.modules))") == "set()"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"], ["demo", "--help"], ["--version"]])
 def test_help_imports_no_torch(arguments):
     code = f"""
 import sys

@@ -19,7 +19,7 @@ def committed():
     listed = subprocess.run(["git", "ls-files", *FOLDERS], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = [path for path in listed.stdout.splitlines() if not (ROOT / path).is_symlink()]
     wanted = (".py", ".safetensors", ".json", ".md", ".typed", ".css", ".js")
-    paths = [path for path in paths if path.endswith(wanted) or path.startswith("app/examples/")]
+    paths = [path for path in paths if path.endswith(wanted) or path.startswith(("app/examples/", "app/scenes/"))]
     return {path if path.startswith("moevision/") else f"moevision/{path}" for path in paths}
 
 

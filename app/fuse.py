@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import Any
 
-from moevision.app.page import SCENES, Page, chosen, model_choice, told, upload_path
+from moevision.app.page import SCENES, Page, chosen, model_choice, picture_input, result_file, told
 from moevision.app.pictures import coloured, described, write_result, write_view
 from moevision.engine.task import TaskResult
 from moevision.imaging.picture import Picture
@@ -67,10 +67,7 @@ def build(page: Page) -> None:
             pair = []
             with gr.Row():
                 for label in ("Infrared", "Visible"):
-                    picture = gr.Image(
-                        label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], min_width=140
-                    )
-                    picture.preprocess = upload_path  # type: ignore[method-assign,assignment]
+                    picture = picture_input(label, min_width=140)
                     picture.input(page.warm, queue=False, show_progress="hidden", api_visibility="private")
                     pair.append(picture)
             register = gr.Checkbox(
@@ -89,12 +86,7 @@ def build(page: Page) -> None:
                 buttons=["fullscreen"],
             )  # fmt: skip
             words = gr.Markdown("Choose two pictures of one view, or the example.", elem_classes="summary")
-            saved = gr.File(
-                label="Result in the visible picture's own format and depth",
-                interactive=False,
-                height=90,
-                elem_classes="result",
-            )
+            saved = result_file("Result in the visible picture's own format and depth")
     work = told(partial(fuse, page))
     inputs, outputs = [*pair, register, *choice], [views, weights, words, saved]
     shown: dict[str, Any] = {"concurrency_id": "pictures", "show_progress_on": views}

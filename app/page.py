@@ -106,6 +106,24 @@ def model_choice(page: Page, task: str) -> list[Any]:
     return [gr.Dropdown(labels, value=labels[0], label="Model")] if len(labels) > 1 else []
 
 
+def picture_input(label: str, min_width: int = 160) -> Any:
+    """Where a picture is dropped or pasted, at least `min_width` px wide; the tab's function gets its path."""
+    import gradio as gr
+
+    image = gr.Image(
+        label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], min_width=min_width
+    )
+    image.preprocess = upload_path  # type: ignore[method-assign,assignment]
+    return image
+
+
+def result_file(label: str) -> Any:
+    """Where the file of a result is downloaded."""
+    import gradio as gr
+
+    return gr.File(label=label, interactive=False, height=90, elem_classes="result")
+
+
 def upload_path(payload: Any) -> str | None:
     """Stands in for gradio's `preprocess`, which would open the file in this process."""
     path = getattr(payload, "path", None)

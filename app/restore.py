@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from moevision.app.page import EXAMPLES, Page, chosen, model_choice, told, upload_path
+from moevision.app.page import EXAMPLES, Page, chosen, model_choice, picture_input, result_file, told
 from moevision.app.pictures import described, write_result, write_view
 from moevision.app.tables import colour_table
 from moevision.engine.task import TaskResult
@@ -89,8 +89,7 @@ def build(page: Page) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture = gr.Image(label="Photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"])
-            picture.preprocess = upload_path  # type: ignore[method-assign,assignment]
+            picture = picture_input("Photograph")
             weather = gr.CheckboxGroup(
                 list(_WEATHERS), label="Weather", info="Tick what is to be taken away. With none it is detected."
             )
@@ -106,12 +105,7 @@ def build(page: Page) -> None:
         with gr.Column(min_width=300):
             views = gr.ImageSlider(label="Before and after", type="filepath", interactive=False, buttons=["fullscreen"])
             words = gr.Markdown("Choose a photograph, or one of the examples.", elem_classes="summary")
-            saved = gr.File(
-                label="Result in the photograph's own format and depth",
-                interactive=False,
-                height=90,
-                elem_classes="result",
-            )
+            saved = result_file("Result in the photograph's own format and depth")
             with gr.Column(visible=False) as who:
                 decided = gr.Image(
                     label="Which expert came first", type="filepath", interactive=False, buttons=["fullscreen"]

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from moevision.app.page import EXAMPLES, Page, chosen, model_choice, told, upload_path
+from moevision.app.page import EXAMPLES, Page, chosen, model_choice, picture_input, result_file, told
 from moevision.app.pictures import described, write_result, write_view
 from moevision.app.tables import colour_table
 from moevision.imaging.picture import Picture
@@ -62,8 +62,7 @@ def build(page: Page) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            picture = gr.Image(label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"])
-            picture.preprocess = upload_path  # type: ignore[method-assign,assignment]
+            picture = picture_input("Picture")
             restore_first = gr.Checkbox(
                 False, label="Restore first", info="Takes rain, drops, snow or haze away before looking."
             )
@@ -80,9 +79,7 @@ def build(page: Page) -> None:
             )
             words = gr.Markdown("Choose a picture, or one of the examples.", elem_classes="summary")
             areas = gr.Markdown(sanitize_html=False)  # our own table, with colours
-            saved = gr.File(
-                label="Class ids, a PNG whose values are the ids", interactive=False, height=90, elem_classes="result"
-            )
+            saved = result_file("Class ids, a PNG whose values are the ids")
     work = told(partial(segment, page))
     inputs, outputs = [picture, restore_first, *choice], [views, areas, words, saved]
     shown: dict[str, Any] = {"concurrency_id": "pictures", "show_progress_on": views}

@@ -533,6 +533,7 @@ class _Endless(VideoSource):
 def test_a_live_source_is_not_waited_for_by_others(here, monkeypatch):
     monkeypatch.setattr("moevision.imaging.sources.open_source", lambda text, **_: _Endless())
     refused(moevision_cli("detect", "camera:7", "yard.mp4", "-o", "out", "--site", "site.json"), 2, "camera:7: is live")
+    assert not list(Path("out").rglob("*.csv"))
 
 
 # Calibrations

@@ -26,10 +26,10 @@ from moevision.tasks.restoration.train import Judge, Phase, optimise
 from moevision.tasks.segmentation.model import SegmentationNet
 from moevision.training.loop import LoopConfig
 
-JUDGE_WEIGHT = 0.1
-PHASES = (Phase(0.0, 192, 2),)
+JUDGE_WEIGHT = 0.3
+PHASES = (Phase(0.0, 192, 2), Phase(0.4, 288, 1))  # a segmenter needs to see what is around
 WEIGHTS = MixtureWeights(
-    haze_pairs=0.05, haze=0.15, rain=0.2, drops=0.25, snow=0.15, mixture=0.15, clean=0.05, street=1.0
+    haze_pairs=0.05, haze=0.10, rain=0.15, drops=0.20, snow=0.10, mixture=0.15, clean=0.05, street=1.2
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from moevision.errors import InputError, UsageError, WeightsError
 
@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from moevision.checkpoint import ModelDescriptor
-    from moevision.export import Portable
+    from moevision.exported import Exported
     from moevision.imaging.picture import Picture
     from moevision.tasks.anomaly.calibration import SiteCalibration, Threshold
     from moevision.tasks.anomaly.detector import AnomalyDetector
     from moevision.tasks.anomaly.predict import Detection
     from moevision.tasks.fusion.predict import FusionTask
-    from moevision.tasks.restoration.portable_net import PortableNet
+    from moevision.tasks.restoration.model import RestorationNet
     from moevision.tasks.restoration.predict import RestorationTask
     from moevision.tasks.segmentation.predict import Segmentation, SegmentationTask
 
 
 ANOMALY_MODEL = "anomaly-ped2"
-_EXPORTED = (".onnx", ".xml", ".pt2")
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -78,8 +77,9 @@ def export_model(model: str | PathLike[str], path: str | PathLike[str], *, to: s
         WeightsError: the model cannot be loaded. MissingExtraError: what the format needs is not installed.
     """
     from moevision.export import write_file
+    from moevision.exported import portable_of
 
-    return write_file(_portable(model, load(model, device="cpu")), Path(path), to)
+    return write_file(portable_of(model, load(model, device="cpu")), Path(path), to)
 
 
 def restoration_task(
@@ -101,14 +101,18 @@ def restoration_task(
             there is none. WeightsError: weights cannot be loaded. MissingExtraError: the runtime is not installed.
     """
     from moevision.devices import pick_device, pick_precision
+    from moevision.tasks.restoration.portable_net import PortableNet
     from moevision.tasks.restoration.predict import RestorationTask
 
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength must be between 0 and 1, got {strength}")
-    if runtime != "torch" or (isinstance(model, str | PathLike) and Path(model).suffix in _EXPORTED):
-        if not isinstance(model, str | PathLike):
-            raise UsageError("an exported network is made of a model's name or file, not of a loaded model")
-        network, descriptor = _exported_restoration(model, runtime, device, precision)
+    if exported := _exported("restoration", model, runtime, device, precision):
+        runner, descriptor, open_form = exported
+        network = (
+            PortableNet(runner)
+            if open_form is None
+            else PortableNet(runner, cast("RestorationNet", descriptor.model), lambda: open_form("tile"))
+        )
         return RestorationTask(
             descriptor, device=pick_device("cpu"), tile_px=tile_px, strength=strength, weather=weather, network=network,
             experts_map=experts_map,
@@ -318,19 +322,24 @@ def detect(
 def segmentation_task(
     *, model: "str | PathLike[str] | ModelDescriptor" = "segmentation-camvid", device: str = "auto",
     precision: str = "auto", tile_px: int | None = None, size_px: int | None = None, experts: int | None = None,
-    restore: str | Collection[str] = "off", overlay: bool = False, palette: bool = False,
+    restore: str | Collection[str] = "off", overlay: bool = False, palette: bool = False, runtime: str = "torch",
 ) -> "SegmentationTask":  # fmt: skip
     """The segmentation Task that the batch command, the API and evaluation all run; for the options see `segment`.
 
+    Args:
+        runtime: of the segmenter, as for `restoration_task`; what restores first runs with torch.
+
     Raises:
         UsageError: a size, a number of experts or a weather that cannot be, or weights of another task. WeightsError:
-            weights cannot be loaded.
+            weights cannot be loaded. MissingExtraError: the runtime is not installed.
     """
     from moevision.devices import pick_device, pick_precision
+    from moevision.tasks.segmentation.portable import PortableNet
     from moevision.tasks.segmentation.predict import SegmentationTask
 
-    descriptor = _load_for("segmentation", model, device)
-    torch_device = pick_device(device)
+    exported = _exported("segmentation", model, runtime, device, precision)
+    descriptor = exported.descriptor if exported else _load_for("segmentation", model, device)
+    torch_device = pick_device("cpu" if exported else device)
     restoration = None
     if restore != "off":
         weather = None if restore == "auto" else restore
@@ -338,6 +347,7 @@ def segmentation_task(
     return SegmentationTask(
         descriptor, device=torch_device, dtype=pick_precision(torch_device, precision), tile_px=tile_px,
         size_px=size_px, experts=experts, restore_first=restoration, overlay=overlay, palette=palette,
+        network=PortableNet(exported.runner) if exported else None,
     )  # fmt: skip
 
 
@@ -404,53 +414,25 @@ def _model_of(
     return beside
 
 
-def _portable(model: str | PathLike[str], descriptor: "ModelDescriptor", form: str = "picture") -> "Portable":
-    """What of a loaded model is exported; `form` is "picture", or "tile" of a picture that is measured already."""
-    if descriptor.task != "restoration":
-        raise UsageError(f"{model}: {descriptor.task} models cannot be exported yet, only restoration models")
-    from moevision.tasks.restoration.portable import picture_tile, whole_picture
-
-    network: Any = descriptor.model
-    return {"picture": whole_picture, "tile": picture_tile}[form](network, _facts(model, descriptor))
-
-
-def _facts(model: str | PathLike[str], descriptor: "ModelDescriptor") -> dict[str, str]:
-    """What an exported file says of itself."""
-    import json
-
-    import moevision
-    from moevision.checkpoint import file_sha256, find_weights
-
-    facts = {
-        "task": descriptor.task,
-        "model": descriptor.name,
-        "version": moevision.__version__,
-        "weights_sha256": file_sha256(find_weights(str(model))[0]),
-        "config": json.dumps(descriptor.config),
-    }
-    return {f"moevision.{name}": value for name, value in facts.items()}
-
-
-def _exported_restoration(
-    model: str | PathLike[str], runtime: str, device: str, precision: str
-) -> "tuple[PortableNet, ModelDescriptor]":
-    """The exported network, from the file `model` or the cache, and a descriptor with what it was made from."""
+def _exported(
+    task: str, model: "str | PathLike[str] | ModelDescriptor", runtime: str, device: str, precision: str
+) -> "Exported | None":
+    """What is to compute in the place of torch: the file `model`, or one made of its weights; None = nothing is."""
+    from moevision import exported
     from moevision.devices import pick_device, pick_precision
-    from moevision.tasks.restoration import portable_net
 
+    if runtime == "torch" and not exported.is_file(model):
+        return None
+    if not isinstance(model, str | PathLike):
+        raise UsageError("an exported network is made of a model's name or file, not of a loaded model")
     if device not in ("auto", "cpu"):
         raise UsageError(f"--runtime {runtime} computes on the CPU; leave --device {device} out")
     # Only OpenVINO has bf16; where the others are asked for it by name, they say so.
     asked = precision if runtime == "openvino" or precision != "auto" else "fp32"
     bf16 = pick_precision(pick_device("cpu"), asked).itemsize == 2
-    if Path(model).suffix in _EXPORTED:
-        return portable_net.from_file(Path(model), runtime, bf16=bf16)
-    descriptor = _load_for("restoration", model, "cpu")
-    facts = _facts(model, descriptor)
-    key = f"{descriptor.name}-{facts['moevision.weights_sha256'][:16]}-{facts['moevision.version']}"
-    return portable_net.from_cache(
-        descriptor, lambda form: _portable(model, descriptor, form), key, runtime, bf16=bf16
-    ), descriptor
+    if exported.is_file(model):
+        return exported.open_file(Path(model), task, runtime, bf16=bf16)
+    return exported.open_cached(model, _load_for(task, model, "cpu"), runtime, bf16=bf16)
 
 
 _CACHE: dict[tuple[Any, ...], Any] = {}

@@ -65,6 +65,7 @@ def segment(
     device: common.Device = "auto",
     precision: common.Precision = "auto",
     tile: common.Tile = "auto",
+    runtime: common.Runtime = "torch",
     size: common.Size = None,
     experts: common.Experts = None,
     restore: _Restore = "off",
@@ -111,7 +112,7 @@ def segment(
         map_suffix=".jpg",
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": common.parse_tile(tile)}
-    asked |= {"size_px": size, "experts": experts, "restore": _parse_restore(restore)}
+    asked |= {"size_px": size, "experts": experts, "restore": _parse_restore(restore), "runtime": runtime}
     asked |= {"overlay": with_overlay, "palette": palette}
     settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
     if restore != "off":

@@ -23,6 +23,7 @@ class OnnxRunner:
         except Exception as error:  # its own classes share no base but this
             reason = str(error).splitlines()[0]
             raise WeightsError(f"{path}: ONNX Runtime cannot read it ({reason}); export it again") from None
+        self.path = path
         self.facts: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self._outputs = [output.name for output in self._session.get_outputs()]
 

@@ -46,6 +46,7 @@ class OpenVINORunner:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             raise WeightsError(f"{path}: OpenVINO cannot read it ({reason}); export it again") from None
+        self.path = path
         self.facts: Mapping[str, str] = _facts(model)
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
 

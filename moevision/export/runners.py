@@ -17,9 +17,11 @@ class Runner(Protocol):
     """An opened file.
 
     Attributes:
+        path: where it lies.
         facts: what it says of itself, see `Portable.facts`.
     """
 
+    path: Path
     facts: Mapping[str, str]
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

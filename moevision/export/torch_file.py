@@ -31,6 +31,7 @@ class TorchRunner:
         except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
             reason = str(error).splitlines()[0][:120]
             raise WeightsError(f"{path}: torch cannot read it ({reason}); export it again") from None
+        self.path = path
         self.facts: Mapping[str, str] = told["facts"]
         self._inputs, self._outputs = told["inputs"], told["outputs"]
 

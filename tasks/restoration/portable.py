@@ -53,7 +53,7 @@ def whole_picture(net: RestorationNet, facts: Mapping[str, str]) -> Portable:
         for seed, (sides, weather) in enumerate(zip(WHOLE_SIDES_PX, weathers, strict=True))
     ]
     dynamic = {"picture": {2: ("height", SMALLEST_PX), 3: ("width", SMALLEST_PX)}}
-    told = {**facts, "moevision.form": "picture", "moevision.weathers": ",".join(WEATHERS)}
+    told = {**facts, "moevision.weathers": ",".join(WEATHERS)}
     return Portable(WholePicture(net).eval(), ("restored", "probability"), examples, dynamic, told)
 
 
@@ -72,7 +72,7 @@ def picture_tile(net: RestorationNet, facts: Mapping[str, str]) -> Portable:
     dynamic = {"tile": {2: ("height", SMALLEST_PX), 3: ("width", SMALLEST_PX)}}
     if "scene" in statistics:  # its map has the form of the picture
         dynamic[f"{_STATISTIC}scene"] = {2: ("scene_height", 2), 3: ("scene_width", 2)}
-    told = {**facts, "moevision.form": "tile", "moevision.weathers": ",".join(WEATHERS)}
+    told = {**facts, "moevision.weathers": ",".join(WEATHERS)}
     return Portable(PictureTile(net, statistics).eval(), ("restored",), examples, dynamic, told)
 
 

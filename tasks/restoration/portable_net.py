@@ -1,17 +1,13 @@
 """An exported network in the place of the torch one, for `RestorationTask`."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moevision.checkpoint import ModelDescriptor
-from moevision.errors import InputError, UsageError, WeightsError
-from moevision.export import Portable, Runner, cached_file, check_runtime, open_runner
+from moevision.errors import InputError, WeightsError
+from moevision.export import Runner
 from moevision.moe import Context
 from moevision.tasks.restoration.model import Restoration, RestorationNet
 from moevision.tasks.restoration.portable import picture_inputs, tile_inputs
@@ -33,6 +29,9 @@ class PortableNet:
 
     Without `net` and `tile` only whole pictures can be restored.
 
+    Raises:
+        WeightsError: a file that knows other weathers.
+
     Attributes:
         whole_px: longest side of a picture that is restored whole.
     """
@@ -42,6 +41,8 @@ class PortableNet:
     def __init__(
         self, whole: Runner, net: RestorationNet | None = None, tile: Callable[[], Runner] | None = None
     ) -> None:
+        if whole.facts.get("moevision.weathers") != ",".join(WEATHERS):
+            raise WeightsError(f"{whole.path}: knows other weathers than this moevision; export it again")
         self.whole, self.net = whole, net
         self._open_tile = tile
         self._tile: Runner | None = None
@@ -82,44 +83,6 @@ class PortableNet:
             assert self._open_tile is not None  # comes with the network
             self._tile = self._open_tile()
         return self._tile
-
-
-def from_file(path: Path, runtime: str, *, bf16: bool) -> tuple[PortableNet, ModelDescriptor]:
-    """An exported file alone, and what it says of itself.
-
-    Raises UsageError for a file of another task or form, WeightsError where it does not say enough of itself, and all
-    that `open_runner` raises.
-    """
-    runner = open_runner(path, runtime, bf16=bf16)
-    task, form = (runner.facts.get(f"moevision.{fact}") for fact in ("task", "form"))
-    if (task, form) != ("restoration", "picture"):
-        raise UsageError(f"{path}: made for a {form} and the task {task}; `restore` needs one for a whole picture")
-    if runner.facts.get("moevision.weathers") != ",".join(WEATHERS):
-        raise WeightsError(f"{path}: knows other weathers than this moevision; export it again")
-    try:
-        name, config = runner.facts["moevision.model"], json.loads(runner.facts["moevision.config"])
-    except (KeyError, ValueError):
-        raise WeightsError(f"{path}: does not say what it was made of; export it again") from None
-    return PortableNet(runner), ModelDescriptor(name, "restoration", nn.Identity(), config, {})
-
-
-def from_cache(
-    descriptor: ModelDescriptor, portable: Callable[[str], Portable], key: str, runtime: str, *, bf16: bool
-) -> PortableNet:
-    """The network of a descriptor, exported when first needed.
-
-    Args:
-        descriptor: its model stays with torch, for what only torch does.
-        portable: of the form "picture" or "tile", to make the file that is not there.
-        key: names weights and version.
-        runtime, bf16: see `open_runner`.
-    """
-    check_runtime(runtime, bf16=bf16)
-
-    def opened(form: str) -> Runner:
-        return open_runner(cached_file(lambda: portable(form), f"{key}-{form}"), runtime, bf16=bf16)
-
-    return PortableNet(opened("picture"), cast("RestorationNet", descriptor.model), lambda: opened("tile"))
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

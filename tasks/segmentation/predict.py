@@ -26,7 +26,8 @@ from moevision.imaging.scaling import shrink
 from moevision.imaging.tiling import blend_weights, extend_edges, plan_tiles
 from moevision.tasks.segmentation.areas import as_facts
 from moevision.tasks.segmentation.labels import draw_overlay, label_bands
-from moevision.tasks.segmentation.model import STRIDE, SegmentationNet, set_active_experts
+from moevision.tasks.segmentation.model import STRIDE, SegmentationConfig, SegmentationNet, set_active_experts
+from moevision.tasks.segmentation.portable import PortableNet
 from moevision.tasks.segmentation.video import segment_video
 
 WORK_PX = 640  # longer side of what the network sees, where its weights do not say another
@@ -80,6 +81,7 @@ class SegmentationTask:
         restore_first: what is done to a picture before it is labelled, such as a RestorationTask.
         overlay: whether results carry the map `overlay`.
         palette: whether the picture of ids carries the classes' colours.
+        network: an exported network that computes instead of the descriptor's, in fp32 on the CPU.
 
     Raises:
         UsageError: sizes or a number of experts that cannot be.
@@ -91,21 +93,22 @@ class SegmentationTask:
         self, descriptor: ModelDescriptor, *, device: torch.device, dtype: torch.dtype = torch.float32,
         tile_px: int | None = None, size_px: int | None = None, experts: int | None = None,
         restore_first: Task | None = None, overlay: bool = True, palette: bool = False,
+        network: PortableNet | None = None,
     ) -> None:  # fmt: skip
         if size_px is None:
             size_px = int(descriptor.training.get("work_px", WORK_PX))
         if size_px and size_px < 32:
             raise UsageError(f"size {size_px}: use 0 for the picture as it is, or at least 32 px")
-        self.descriptor, self.device, self.dtype = descriptor, device, dtype
-        net = cast("SegmentationNet", copy.deepcopy(descriptor.model).eval())
-        self.classes, self.palette = net.config.classes, net.config.palette
+        config = SegmentationConfig.from_dict(descriptor.config)
+        self.classes, self.palette = config.classes, config.palette
         if len(self.classes) > 256:
             raise UsageError(f"{descriptor.name}: has {len(self.classes)} classes, more than 8 bits can tell apart")
-        if experts is not None:
-            _set_experts(net, experts)
-        fold_norms(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = net.to(device=device, dtype=dtype)
-        self._multiple_px = net.tile_multiple_px
+        if network is not None and experts is not None:
+            raise UsageError(f"--experts {experts}: an exported network's are fixed; leave the option out")
+        self.descriptor, self.device = descriptor, device
+        self.dtype = dtype if network is None else torch.float32
+        self.model = network or _prepared(descriptor, experts).to(device=device, dtype=dtype)
+        self._multiple_px = config.backbone.strides[-1]
         self.tile_px, self.size_px, self.restore_first = tile_px, size_px, restore_first
         self._with_overlay, self._with_palette = overlay, palette
 
@@ -214,8 +217,13 @@ def _without_hidden(picture: Picture) -> np.ndarray:
     return extend_edges(picture.pixels_HWC, np.asarray(alpha_HW == 0))
 
 
-def _set_experts(net: SegmentationNet, experts: int) -> None:
-    try:
-        set_active_experts(net, experts)
-    except ValueError as error:
-        raise UsageError(f"--experts {experts}: {error}; choose another number or leave the option out") from None
+def _prepared(descriptor: ModelDescriptor, experts: int | None) -> SegmentationNet:
+    """A copy of the network that computes with so many experts."""
+    net = cast("SegmentationNet", copy.deepcopy(descriptor.model).eval())
+    if experts is not None:
+        try:
+            set_active_experts(net, experts)
+        except ValueError as error:
+            raise UsageError(f"--experts {experts}: {error}; choose another number or leave the option out") from None
+    fold_norms(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net

@@ -10,18 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moevision import kernels
-from moevision.api import export_model, restoration_task
+from moevision import exported, kernels
+from moevision.api import export_model, restoration_task, segmentation_task
 from moevision.checkpoint import save_model
 from moevision.errors import InputError, MissingExtraError, MoevisionError, UsageError, WeightsError
 from moevision.export import Portable, cached_file, open_runner, write_file
 from moevision.export.graph import _PlainOperators
 from moevision.imaging.picture import picture_from_array
-from moevision.tasks.restoration import portable_net
 from moevision.tasks.restoration.model import PRESETS, RestorationNet
 from moevision.tasks.restoration.portable import WholePicture, picture_inputs
 from moevision.tasks.restoration.scene import _rounded
 from moevision.tasks.restoration.weathers import WEATHERS
+from moevision.tasks.segmentation.model import PRESETS as SEGMENTATION_PRESETS
+from moevision.tasks.segmentation.model import SegmentationConfig, SegmentationNet
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,10 +162,11 @@ def test_pictures_too_large_to_be_whole_are_measured_by_torch_and_restored_in_ti
             results = portable.module(*(torch.from_numpy(array) for array in inputs.values()))
             return {name: tensor.numpy() for name, tensor in zip(portable.outputs, results, strict=True)}
 
+        runner.facts = portable.facts
         return runner
 
-    monkeypatch.setattr(portable_net, "cached_file", keep)
-    monkeypatch.setattr(portable_net, "open_runner", run)
+    monkeypatch.setattr(exported, "cached_file", keep)
+    monkeypatch.setattr(exported, "open_runner", run)
     source = (picture(150, 130),)
     options = {"model": weights, "device": "cpu", "precision": "fp32", "tile_px": 80}
     wanted = restoration_task(**options)(source)
@@ -174,6 +176,58 @@ def test_pictures_too_large_to_be_whole_are_measured_by_torch_and_restored_in_ti
     assert len(forms) == 2
     assert abs(got.picture.pixels_HWC.astype(int) - wanted.picture.pixels_HWC.astype(int)).max() <= 1
     assert got.facts["tiles"] == wanted.facts["tiles"] > 1
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    torch.manual_seed(0)
+    classes = ("ground", "sky", "thing")
+    config = SegmentationConfig(SEGMENTATION_PRESETS["test"](), classes, ((0, 0, 0), (1, 2, 3), (9, 9, 9)), 8)
+    path = tmp_path_factory.mktemp("weights") / "segmenter.safetensors"
+    save_model(SegmentationNet(config).eval(), path, task="segmentation", training={"work_px": 96})
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmenter_file(segmenter, tmp_path_factory):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    path = tmp_path_factory.mktemp("onnx") / "segmenter.onnx"
+    assert export_model(segmenter, path, to="onnx") < 1e-5
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+@pytest.mark.parametrize("size", [(75, 90), (5, 7), (130, 61)])
+@pytest.mark.parametrize("tile_px", [None, 48])
+def test_a_file_labels_as_the_weights_do(segmenter, segmenter_file, runtime, size, tile_px):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime), reason=f"the extra {runtime} is not installed")
+    options = {"device": "cpu", "precision": "fp32", "tile_px": tile_px}
+    task = segmentation_task(model=segmenter_file, runtime=runtime, **options)
+    assert task.size_px == 96  # what the weights were made for, and the classes, travel in the file
+    got, wanted = task.segment(picture(*size)), segmentation_task(model=segmenter, **options).segment(picture(*size))
+    assert got.classes == wanted.classes
+    assert got.palette == wanted.palette
+    assert got.facts == wanted.facts
+    assert (got.ids_HW != wanted.ids_HW).mean() < 0.001  # where two classes are equal to rounding
+
+
+def test_a_segmenter_is_exported_when_it_is_first_asked_for(segmenter, tmp_path, monkeypatch):
+    for module in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(module, reason="the extra onnx is not installed")
+    monkeypatch.setenv("MOEVISION_CACHE", str(tmp_path))
+    for _ in range(2):
+        found = segmentation_task(model=segmenter, runtime="onnx", device="cpu").segment(picture(40, 50))
+        assert found.ids_HW.shape == (40, 50)
+        (file,) = tmp_path.rglob("*.onnx")
+        assert file.name.startswith("segmenter-")
+
+
+def test_an_exported_segmenter_cannot_change_its_experts_or_task(segmenter_file):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    with pytest.raises(UsageError, match="--experts 1"):
+        segmentation_task(model=segmenter_file, runtime="onnx", experts=1)
+    with pytest.raises(UsageError, match="the task segmentation, not for a picture and the task restoration"):
+        restoration_task(model=segmenter_file, runtime="onnx")
 
 
 def test_a_file_in_the_cache_is_made_once_for_each_key(tmp_path, monkeypatch):
@@ -189,13 +243,14 @@ def test_a_file_in_the_cache_is_made_once_for_each_key(tmp_path, monkeypatch):
 
 
 def test_a_file_that_does_not_say_what_it_was_made_of_is_refused(tmp_path):
-    facts = {"moevision.task": "restoration", "moevision.form": "picture"}
+    facts = {"moevision.task": "restoration", "moevision.form": "picture", "moevision.weathers": ",".join(WEATHERS)}
     write_file(replace(scaled(2.0), facts=facts), tmp_path / "a.pt2", "pt2")
-    with pytest.raises(WeightsError, match="other weathers"):
-        restoration_task(model=tmp_path / "a.pt2")
-    facts["moevision.weathers"] = ",".join(WEATHERS)
-    write_file(replace(scaled(2.0), facts=facts), tmp_path / "b.pt2", "pt2")
     with pytest.raises(WeightsError, match="made of"):
+        restoration_task(model=tmp_path / "a.pt2")
+    made_of = {"moevision.model": "a", "moevision.config": "{}", "moevision.training": "{}"}
+    facts |= made_of | {"moevision.weathers": "rain,ash"}
+    write_file(replace(scaled(2.0), facts=facts), tmp_path / "b.pt2", "pt2")
+    with pytest.raises(WeightsError, match=r"b\.pt2: knows other weathers"):
         restoration_task(model=tmp_path / "b.pt2")
 
 

@@ -3,7 +3,8 @@
     python benchmarks/moe_arms.py --data ROOT --out benchmarks/records/DATE-moe-arms
 
 The arms differ in the feed-forward part of the attention blocks alone; everything else, the data stream included, is
-the same for the same seed. Runs are short (--steps): they compare how the arms learn, not how good they become.
+the same for the same seed. Runs are short (--steps): they compare how the arms learn, not how good they become. Their
+weights are kept in --runs as NAME-SEED.safetensors, for `downstream.py`.
 Pictures are the development sets and `clean/kodak12_dev` weathered with fixed seeds. Differences are paired by picture
 after a mean over seeds; the interval is a bootstrap over pictures (95 %), stratified by set. Single seeds stand beside
 it, since a bootstrap over pictures does not see what another seed would change.
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moevision.backbone.config import MoEConfig
+from moevision.checkpoint import save_model
 from moevision.datasets.mixture import RestorationMixture, dev_sets, synthetic_dev
 from moevision.tasks.restoration.metrics import psnr
 from moevision.tasks.restoration.model import PRESETS, RestorationNet
@@ -33,6 +35,7 @@ ARMS = {
     "conventional MoE": MoEConfig(experts="ffn", scorer="linear"),
     "dense FFN": MoEConfig(experts="dense"),
 }
+FILES = dict(zip(ARMS, ("mofme", "mofme-linear", "moe", "dense"), strict=True))
 REFERENCE = next(iter(ARMS))
 KINDS = ("rain", "drops", "snow", "haze")
 RESAMPLES = 10_000
@@ -69,12 +72,16 @@ def train_arm(
     """The averaged network of one short run, its size and its cost."""
     torch.manual_seed(seed)
     net = RestorationNet(PRESETS[options.preset]().with_moe(ARMS[arm]))
+    name = f"{FILES[arm]}-{seed}"
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loop = LoopConfig(options.steps, seed=seed, warmup_steps=100, ema_decay=0.99, log_every=200)
     phases = (Phase(0.0, options.crop_px, options.batch_size),)
     begun = time.perf_counter()
-    out = options.runs / f"{list(ARMS).index(arm)}-{seed}"
-    average = optimise(net, mixture, loop, out, phases=phases, say=lambda line: print(arm, seed, line, flush=True))
+    average = optimise(
+        net, mixture, loop, options.runs / name, phases=phases, say=lambda line: print(name, line, flush=True)
+    )
+    training = {"preset": options.preset, "seed": seed, "steps": options.steps}
+    save_model(average, options.runs / f"{name}.safetensors", task="restoration", training=training)
     parameters = sum(p.numel() for p in net.parameters())
     return average, {"parameters": parameters, "seconds": round(time.perf_counter() - begun, 1)}
 
@@ -142,6 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/moe-arms"), help="checkpoints; must not exist")
+    parser.add_argument("--arms", nargs="+", choices=list(FILES.values()), default=list(FILES.values()))
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--crop-px", type=int, default=64)
@@ -149,11 +157,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--longest-px", type=int, default=256, help="side of the centre cuts that are measured")
     options = parser.parse_args()
+    if FILES[REFERENCE] not in options.arms:
+        parser.error(f"--arms: {FILES[REFERENCE]} must be among them, the others are compared with it")
     mixture, sets = RestorationMixture(options.data), held_out(options.data, options.longest_px)
-    scores: dict[str, list[dict[str, list[float]]]] = {arm: [] for arm in ARMS}
+    scores: dict[str, list[dict[str, list[float]]]] = {arm: [] for arm in ARMS if FILES[arm] in options.arms}
     cost: dict[str, dict[str, float]] = {}
     for seed in options.seeds:  # arms in turn, so that all see the same state of the machine
-        for arm in ARMS:
+        for arm in scores:
             net, cost[arm] = train_arm(arm, seed, mixture, options)
             scores[arm].append(psnr_by_set(net, sets))
     result = {

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moevision.api import detect, fuse, list_models, load, restore, segment
+    from moevision.api import detect, fit_site, fuse, list_models, load, restore, segment
     from moevision.errors import (
         InputError,
         MemoryExhaustedError,
@@ -31,6 +31,7 @@ _HOMES = {
     "restore": "moevision.api",
     "fuse": "moevision.api",
     "detect": "moevision.api",
+    "fit_site": "moevision.api",
     "segment": "moevision.api",
     "load": "moevision.api",
     "list_models": "moevision.api",
@@ -51,6 +52,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "detect",
+    "fit_site",
     "fuse",
     "list_models",
     "load",

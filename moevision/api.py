@@ -1,6 +1,6 @@
 """The one-liners. Everything heavy is imported inside the functions."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 from moevision.errors import InputError, UsageError, WeightsError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     import torch
     from torch import nn
 
     from moevision.checkpoint import ModelDescriptor
     from moevision.exported import Exported
-    from moevision.imaging.picture import Picture
+    from moevision.imaging.sources import VideoSource
     from moevision.tasks.anomaly.calibration import SiteCalibration, Threshold
     from moevision.tasks.anomaly.detector import AnomalyDetector
     from moevision.tasks.anomaly.predict import Detection
@@ -148,9 +146,10 @@ def restore(
     Raises:
         InputError: the picture cannot be read. UsageError: bad option. WeightsError: model cannot be loaded.
     """
-    picture, wrap = _picture_of(source)
+    from moevision.imaging.given import picture_of
     from moevision.tasks.restoration.weathers import known_weathers
 
+    picture, wrap = picture_of(source)
     told = None if weather is None else known_weathers(weather)  # the key of the cache
     key = "restore", str(model), device, precision, tile, strength, told
     task = _cached(key, lambda: restoration_task(
@@ -211,8 +210,10 @@ def fuse(
         InputError: a picture cannot be read, or the two do not show the same view. UsageError: bad option.
         WeightsError: model cannot be loaded.
     """
-    thermal, _ = _picture_of(infrared)
-    picture, wrap = _picture_of(visible)
+    from moevision.imaging.given import picture_of
+
+    thermal, _ = picture_of(infrared)
+    picture, wrap = picture_of(visible)
     key = "fuse", str(model), device, precision, tile, str(register), thermal_range
     task = _cached(key, lambda: fusion_task(
         model=model, device=device, precision=precision, tile_px=tile, register=register, thermal_range=thermal_range
@@ -266,13 +267,6 @@ def anomaly_detector(
     return detector, calibration.threshold_for_rate(false_alarms_per_hour)
 
 
-def anomaly_precision(device: "torch.device", name: str = "auto") -> "torch.dtype":
-    """As `devices.pick_precision`, but "auto" is fp32: scores are compared with a calibration from any machine."""
-    from moevision.devices import pick_precision
-
-    return pick_precision(device, "fp32" if name == "auto" else name)
-
-
 def detect(
     source: str | PathLike[str], *, site: str | PathLike[str] | None = None, model: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None, device: str = "auto", precision: str = "auto",
@@ -317,6 +311,51 @@ def detect(
         if output is not None:
             writer = stack.enter_context(DetectionWriter.for_source(Path(output), frames, detector.site, threshold))
         return run(frames, detector, threshold, writer, duration_s=duration_s)
+
+
+def fit_site(
+    sources: Sequence[str | PathLike[str]], output: str | PathLike[str] | None = None, *,
+    model: str | PathLike[str] = ANOMALY_MODEL, device: str = "auto", precision: str = "auto", fps: float = 25.0,
+    say: Callable[[str], None] = lambda line: None, seen: "Callable[[VideoSource, int], None] | None" = None,
+) -> "SiteCalibration":  # fmt: skip
+    """Learn what is normal at one camera, for `detect(site=...)`.
+
+    Args:
+        sources: what it recorded on ordinary days: video files or folders of pictures. They are read twice.
+        output: the calibration to write, a .json file that is replaced; None = none.
+        model: name or .safetensors path; "none" = only what moves, and how fast, counts.
+        device, precision: as for `restore`, but "auto" is fp32.
+        fps: frames a second of folders of pictures.
+        say: receives a line a recording.
+        seen: called after every frame that is read, with its recording and how many of it were read so far.
+
+    Returns:
+        What is normal, with how much footage it rests on (`hours`).
+
+    Raises:
+        InputError: a recording cannot be used, they differ in size, or there is too little in them. UsageError: weights
+            of another task. WeightsError: weights cannot be loaded. MissingExtraError: PyAV is not installed.
+    """
+    from functools import partial
+
+    from moevision.checkpoint import file_sha256, find_weights
+    from moevision.devices import pick_device
+    from moevision.imaging.sources import open_source
+    from moevision.tasks.anomaly import fit
+
+    descriptor, name, sha256 = None, "", ""
+    if str(model) != "none":
+        path, entry = find_weights(str(model))
+        descriptor, sha256 = _load_for("anomaly", model, device), file_sha256(path)
+        name = entry["name"] if entry else path.name
+    torch_device = pick_device(device)
+    site = fit.fit_site(
+        [partial(open_source, str(source), fps=fps) for source in sources], descriptor, model=name, model_sha256=sha256,
+        device=torch_device, dtype=anomaly_precision(torch_device, precision), say=say, seen=seen or fit.unseen,
+    )  # fmt: skip
+    if output is not None:
+        site.write(Path(output))
+    return site
 
 
 def segmentation_task(
@@ -377,13 +416,22 @@ def segment(
     Raises:
         InputError: the picture cannot be read. UsageError: bad option. WeightsError: model cannot be loaded.
     """
-    picture, _ = _picture_of(source)
+    from moevision.imaging.given import picture_of
+
+    picture, _ = picture_of(source)
     told = restore if isinstance(restore, str) else tuple(restore)
     key = "segment", str(model), device, precision, tile, size, told, experts
     task = _cached(key, lambda: segmentation_task(
         model=model, device=device, precision=precision, tile_px=tile, size_px=size, restore=told, experts=experts
     ))  # fmt: skip
     return task.segment(picture)
+
+
+def anomaly_precision(device: "torch.device", name: str = "auto") -> "torch.dtype":
+    """As `devices.pick_precision`, but "auto" is fp32: scores are compared with a calibration from any machine."""
+    from moevision.devices import pick_precision
+
+    return pick_precision(device, "fp32" if name == "auto" else name)
 
 
 def _site_file(model: str | PathLike[str]) -> Path:
@@ -450,39 +498,8 @@ def _cached(key: tuple[Any, ...], make_task: Callable[[], Any]) -> Any:
 def _load_for(task: str, model: "str | PathLike[str] | ModelDescriptor", device: str) -> "ModelDescriptor":
     descriptor = load(model, device=device) if isinstance(model, str | PathLike) else model
     if descriptor.task != task:
-        raise UsageError(f"{model}: a {descriptor.task} model; choose a {task} model from `moevision models`")
+        raise UsageError(f"{model}: a {descriptor.task} model; choose one for {task} from `moevision models`")
     return descriptor
-
-
-def _picture_of(source: Any) -> tuple["Picture", Any]:
-    import numpy as np
-    import PIL.Image
-
-    from moevision.imaging.picture import picture_from_array
-    from moevision.imaging.read import picture_from_pil, read_picture
-
-    if isinstance(source, str | PathLike):
-        return read_picture(Path(source)), _to_array
-    if isinstance(source, PIL.Image.Image):
-        return picture_from_pil(source), _to_pil
-    if isinstance(source, np.ndarray):
-        return picture_from_array(source), lambda picture: _to_array(picture).reshape(source.shape)
-    raise InputError(f"{type(source).__name__} is not a picture; pass a path, a numpy array or a PIL image")
-
-
-def _to_array(picture: "Picture") -> "np.ndarray":
-    import numpy as np
-
-    if picture.alpha_HW is None:
-        return picture.pixels_HWC
-    return np.concatenate([picture.pixels_HWC, picture.alpha_HW[..., None]], axis=2)
-
-
-def _to_pil(picture: "Picture") -> "PIL.Image.Image":
-    import PIL.Image
-
-    array = _to_array(picture)
-    return PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def _build_restoration(config: dict[str, Any]) -> "nn.Module":

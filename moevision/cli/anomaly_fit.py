@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from moevision.cli import common, completion
 from moevision.cli.detect import Fps, OnExists, overwrites
 from moevision.errors import UsageError
-
-if TYPE_CHECKING:
-    from moevision.checkpoint import ModelDescriptor
 
 _Recordings = Annotated[
     list[str],
@@ -61,12 +57,8 @@ def anomaly_fit(
     An hour of footage is good, minutes are a start: the threshold's interval tells. Nothing unusual may be in it.
     """
     common.set_up_logging(quiet=quiet, verbose=verbose, debug=debug)
-    from moevision.api import anomaly_precision
-    from moevision.checkpoint import file_sha256, find_weights
+    from moevision.api import fit_site
     from moevision.cli.progress import frame_progress
-    from moevision.devices import pick_device
-    from moevision.imaging.sources import open_source
-    from moevision.tasks.anomaly.fit import fit_site
 
     overwrite = overwrites(on_exists)
     weights = output.with_suffix(".safetensors")
@@ -75,18 +67,10 @@ def anomaly_fit(
     if fine_tune:
         sources = _fine_tuned(sources, model, weights, steps=fine_tune, seed=seed, fps=fps, say=say)
         model = str(weights)
-    descriptor, name, sha256 = None, "", ""
-    if model != "none":
-        path, entry = find_weights(model)
-        descriptor, sha256 = _network(model, device), file_sha256(path)
-        name = entry["name"] if entry else path.name
-    torch_device = pick_device(device)
     with frame_progress(quiet=quiet) as progress:
         site = fit_site(
-            [partial(open_source, text, fps=fps) for text in sources], descriptor, model=name, model_sha256=sha256,
-            device=torch_device, dtype=anomaly_precision(torch_device, precision), say=say, seen=progress.show,
-        )  # fmt: skip
-    site.write(output)
+            sources, output, model=model, device=device, precision=precision, fps=fps, say=say, seen=progress.show
+        )
     if not quiet:
         typer.echo(str(output))
         threshold = site.threshold_for_rate(6)
@@ -109,24 +93,17 @@ def _check_place(output: Path, files: Collection[Path], *, overwrite: bool) -> N
             raise UsageError(f"{path}: exists already; choose another name for -o or --on-exists overwrite")
 
 
-def _network(model: str, device: str) -> ModelDescriptor:
-    from moevision.api import load
-
-    descriptor = load(model, device=device)
-    if descriptor.task != "anomaly":
-        raise UsageError(f"{model}: a {descriptor.task} model; choose an anomaly model from `moevision models`")
-    return descriptor
-
-
 def _fine_tuned(
     sources: list[str], model: str, weights: Path, *, steps: int, seed: int, fps: float, say: Callable[[str], None]
 ) -> list[str]:
     """Train on four fifths of the recordings and write the weights; returns those that are left to calibrate on."""
+    from moevision.checkpoint import read_task
     from moevision.tasks.anomaly.train import fine_tune
 
     if model == "none":
         raise UsageError("--fine-tune needs a network; leave out --model none")
-    _network(model, "cpu")  # other weights are refused before the footage is read
+    if (task := read_task(model)) != "anomaly":  # before the footage is read
+        raise UsageError(f"{model}: a {task} model; choose one for anomaly from `moevision models`")
     part = weights.with_name(f".{weights.stem}.{os.getpid()}.part.safetensors")
     try:
         kept = fine_tune(sources, model, part, steps=steps, seed=seed, fps=fps, say=say)

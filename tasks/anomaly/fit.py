@@ -28,14 +28,14 @@ _Open = Callable[[], VideoSource]
 _Seen = Callable[[VideoSource, int], None]
 
 
-def _unseen(source: VideoSource, frames: int) -> None:
+def unseen(source: VideoSource, frames: int) -> None:
     """Nobody watches the reading."""
 
 
 def fit_site(
     clips: Sequence[_Open], descriptor: ModelDescriptor | None, *, model: str = "", model_sha256: str = "",
     fps: float | None = None, device: torch.device | None = None, dtype: torch.dtype = torch.float32,
-    say: Callable[[str], None] = lambda line: None, seen: _Seen = _unseen,
+    say: Callable[[str], None] = lambda line: None, seen: _Seen = unseen,
 ) -> SiteCalibration:  # fmt: skip
     """Learn what is normal.
 
@@ -74,7 +74,7 @@ def fit_site(
     )  # fmt: skip
 
 
-def measure(source: VideoSource, analyser: FrameAnalyser, seen: _Seen = _unseen) -> Iterator[Measurement]:
+def measure(source: VideoSource, analyser: FrameAnalyser, seen: _Seen = unseen) -> Iterator[Measurement]:
     """The measurements of a source's analysed frames."""
     analyser.restart()
     for number, frame in enumerate(source, 1):

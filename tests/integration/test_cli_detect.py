@@ -594,6 +594,21 @@ def test_fit_prints_the_file_and_says_what_it_rests_on(here):
     assert Path("fit.json").read_text() != Path("site.json").read_text()
 
 
+@pytest.mark.parametrize(("site", "model"), [("site.json", "none"), ("net.json", "net.safetensors")])
+def test_python_fits_as_the_command_does(here, site, model):
+    clips, seen = ["normal-0.mp4", Path("normal-1.mp4")], []
+    fitted = moevision.fit_site(
+        clips, "fit.json", model=model, precision="fp32", seen=lambda source, count: seen.append((source.name, count))
+    )
+    assert Path("fit.json").read_text() == Path(site).read_text()
+    assert fitted.hours == pytest.approx(2 * 50 / 10 / 3600, rel=0.1)
+    assert seen[-1] == ("normal-1.mp4", 50)
+    moevision.fit_site(clips[:1], "fit.json", model="none")
+    assert Path("fit.json").read_text() != Path(site).read_text(), "it is replaced"
+    with pytest.raises(UsageError, match="a restoration model"):
+        moevision.fit_site(clips, model="restoration-small")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -607,7 +622,7 @@ def test_fit_prints_the_file_and_says_what_it_rests_on(here):
         (["normal-0.mp4", "-o", "normal-0.mp4", "--on-exists", "overwrite"], 2, "name a .json file"),
         (["normal-0.mp4", "--on-exists", "skip"], 2, "use fail or overwrite"),
         (["normal-0.mp4", "--model", "missing.safetensors"], 4, "missing.safetensors: no such weights file"),
-        (["normal-0.mp4", "--model", "restoration-small"], 2, "a restoration model; choose an anomaly model"),
+        (["normal-0.mp4", "--model", "restoration-small"], 2, "a restoration model; choose one for anomaly"),
         (["normal-0.mp4", "--model", "net.safetensors", "--fine-tune", "2"], 2, "at least two recordings"),
         (["normal-0.mp4", "normal-1.mp4", "--fine-tune", "2"], 2, "--fine-tune needs a network"),
         (["normal-0.mp4", "one.mp4", "one.mp4", "--model", "restoration-small", "--fine-tune", "2"], 2, "restoration"),

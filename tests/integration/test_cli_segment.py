@@ -167,7 +167,7 @@ def test_wrong_usage_is_one_line_and_gives_2(folder, arguments, words):
     [
         ("nonsense", 4, "nonsense: no such model; shipped are: "),
         ("gone.safetensors", 4, "gone.safetensors: no such weights file"),
-        ("restoration-small", 2, "a restoration model; choose a segmentation model"),
+        ("restoration-small", 2, "a restoration model; choose one for segmentation"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(folder, model, code, words):

@@ -90,9 +90,9 @@ def test_command_and_python_give_the_same_picture(data, weights, tmp_path):
 
 
 def test_wrong_weights_and_wrong_options_are_one_line(data, weights):
-    with pytest.raises(UsageError, match="a fusion model; choose a restoration model"):
+    with pytest.raises(UsageError, match="a fusion model; choose one for restoration"):
         moevision.restore(data / "vis" / "1.png", model=weights)
-    with pytest.raises(UsageError, match="a restoration model; choose a fusion model"):
+    with pytest.raises(UsageError, match="a restoration model; choose one for fusion"):
         moevision.fuse(data / "ir" / "1.png", data / "vis" / "1.png", model="restoration-small")
     with pytest.raises(UsageError, match="--register"):
         moevision.fuse(data / "ir" / "1.png", data / "vis" / "1.png", model=weights, register="magic")

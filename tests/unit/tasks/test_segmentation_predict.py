@@ -308,7 +308,7 @@ def test_segment_restores_first_where_asked(weights):
 
 
 def test_segment_refuses_a_model_of_another_task(weights):
-    with pytest.raises(UsageError, match="a restoration model; choose a segmentation model"):
+    with pytest.raises(UsageError, match="a restoration model; choose one for segmentation"):
         moevision.segment(image(9, 9), model="restoration-small", device="cpu")
-    with pytest.raises(UsageError, match="a segmentation model; choose a restoration model"):
+    with pytest.raises(UsageError, match="a segmentation model; choose one for restoration"):
         moevision.restore(image(9, 9), model=weights, device="cpu")

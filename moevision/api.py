@@ -361,7 +361,8 @@ def fit_site(
 def segmentation_task(
     *, model: "str | PathLike[str] | ModelDescriptor" = "segmentation-camvid", device: str = "auto",
     precision: str = "auto", tile_px: int | None = None, size_px: int | None = None, experts: int | None = None,
-    restore: str | Collection[str] = "off", overlay: bool = False, palette: bool = False, runtime: str = "torch",
+    restore: str | Collection[str] = "off", restore_model: str | PathLike[str] = "restoration-small",
+    overlay: bool = False, palette: bool = False, runtime: str = "torch",
 ) -> "SegmentationTask":  # fmt: skip
     """The segmentation Task that the batch command, the API and evaluation all run; for the options see `segment`.
 
@@ -382,7 +383,7 @@ def segmentation_task(
     restoration = None
     if restore != "off":
         weather = None if restore == "auto" else restore
-        restoration = restoration_task(device=device, precision=precision, weather=weather)
+        restoration = restoration_task(model=restore_model, device=device, precision=precision, weather=weather)
     return SegmentationTask(
         descriptor, device=torch_device, dtype=pick_precision(torch_device, precision), tile_px=tile_px,
         size_px=size_px, experts=experts, restore_first=restoration, overlay=overlay, palette=palette,
@@ -393,7 +394,7 @@ def segmentation_task(
 def segment(
     source: Any, *, model: str | PathLike[str] = "segmentation-camvid", device: str = "auto", precision: str = "auto",
     tile: int | None = None, size: int | None = None, restore: str | Collection[str] = "off",
-    experts: int | None = None,
+    restore_model: str | PathLike[str] = "restoration-small", experts: int | None = None,
 ) -> "Segmentation":  # fmt: skip
     """Label every pixel of a picture.
 
@@ -407,6 +408,7 @@ def segment(
             None = what the model was made for.
         restore: "off"; "auto" takes away the weather that is detected first, one or several of "rain", "drops", "snow",
             "haze" take away these.
+        restore_model: what takes it away: name from `list_models()` or a .safetensors path.
         experts: how many experts work on every part of the picture; None = as the model says.
 
     Returns:
@@ -420,9 +422,10 @@ def segment(
 
     picture, _ = picture_of(source)
     told = restore if isinstance(restore, str) else tuple(restore)
-    key = "segment", str(model), device, precision, tile, size, told, experts
+    key = "segment", str(model), device, precision, tile, size, told, str(restore_model), experts
     task = _cached(key, lambda: segmentation_task(
-        model=model, device=device, precision=precision, tile_px=tile, size_px=size, restore=told, experts=experts
+        model=model, device=device, precision=precision, tile_px=tile, size_px=size, restore=told,
+        restore_model=restore_model, experts=experts,
     ))  # fmt: skip
     return task.segment(picture)
 

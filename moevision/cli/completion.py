@@ -48,10 +48,18 @@ def weathers(*alone: str, joined_by: str = ",") -> Completion:
 
 def models(ctx: typer.Context, incomplete: str) -> list[str]:
     """The shipped models of the command's task, by name; where none fits the shell offers files."""
+    command = str(ctx.info_name)
+    return _models_of(_TASKS.get(command, command), incomplete)
+
+
+def restorers(incomplete: str) -> list[str]:
+    """The shipped models that restore."""
+    return _models_of("restoration", incomplete)
+
+
+def _models_of(task: str, incomplete: str) -> list[str]:
     from moevision.api import list_models
 
-    command = str(ctx.info_name)
-    task = _TASKS.get(command, command)
     try:
         names = [str(entry["name"]) for entry in list_models() if entry["task"] == task]
     except MoevisionError:  # who runs the command is told; in the middle of a line nobody can read it

@@ -32,10 +32,18 @@ _Restore = Annotated[
     str,
     typer.Option(
         "--restore",
-        help="Restore every picture first, with restoration-small: off, auto = what weather is detected, or a list "
-        "such as rain,haze.",
+        help="Restore every picture first: off, auto = what weather is detected, or a list such as rain,haze.",
         rich_help_panel=_COMPUTING,
         autocompletion=completion.weathers("off", "auto"),
+    ),
+]
+_RestoreModel = Annotated[
+    str,
+    typer.Option(
+        "--restore-model",
+        help="What --restore works with: a name from 'moevision models' or a .safetensors file.",
+        rich_help_panel=_COMPUTING,
+        autocompletion=completion.restorers,
     ),
 ]
 _Overlay = Annotated[
@@ -69,6 +77,7 @@ def segment(
     size: common.Size = None,
     experts: common.Experts = None,
     restore: _Restore = "off",
+    restore_model: _RestoreModel = "restoration-small",
     overlay: _Overlay = None,
     palette: _Palette = False,
     jobs: common.Jobs = 2,
@@ -112,11 +121,12 @@ def segment(
         map_suffix=".jpg",
     )
     asked: dict[str, Any] = {"model": model, "precision": precision, "tile_px": common.parse_tile(tile)}
-    asked |= {"size_px": size, "experts": experts, "restore": _parse_restore(restore), "runtime": runtime}
+    asked |= {"size_px": size, "experts": experts, "runtime": runtime}
+    asked |= {"restore": _parse_restore(restore), "restore_model": restore_model}
     asked |= {"overlay": with_overlay, "palette": palette}
     settings: dict[str, JSON] = {**asked, "weights": common.fingerprint(model)}
     if restore != "off":
-        settings["restoration_weights"] = common.fingerprint("restoration-small")
+        settings["restoration_weights"] = common.fingerprint(restore_model)
     made: list[SegmentationTask] = []
 
     def make_task() -> Task:

@@ -57,8 +57,13 @@ def names_of(task):
 )
 def test_a_models_name_is_completed_and_only_those_of_the_task_are_offered(command, task):
     assert offered(f"moevision {command} --model ") == names_of(task)
-    name = names_of(task)[0]
-    assert offered(f"moevision {command} --model {name[:4]}") == [name]
+    *_, name = names_of(task)
+    assert offered(f"moevision {command} --model {name[:4]}") == names_of(task)
+    assert offered(f"moevision {command} --model {name}") == [name]
+
+
+def test_for_segment_what_restores_first_is_completed_too():
+    assert offered("moevision segment --restore-model ") == names_of("restoration")
 
 
 @pytest.mark.parametrize(

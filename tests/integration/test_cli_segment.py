@@ -112,7 +112,8 @@ def test_overlays_can_be_left_out(folder, tree):
 
 def test_options_reach_the_task(folder, monkeypatch):
     done("in/a.png", "-o", "out", "--size", 32, "--experts", 1, "--palette", "--tile", 64)
-    done("in/a.png", "-o", "other", "--restore", "rain, haze", "--report", "r.json")
+    restored = "--restore", "rain, haze", "--restore-model", "restoration-small"
+    done("in/a.png", "-o", "other", *restored, "--report", "r.json")
     assert np.array_equal(ids("out/a.png"), labelled("in/a.png", size=32, experts=1, tile=64).ids_HW)
     assert np.array_equal(ids("other/a.png"), labelled("in/a.png", restore=["haze", "rain"]).ids_HW)
     assert Image.open("out/a.png").mode == "P"
@@ -160,6 +161,16 @@ def test_wrong_usage_is_one_line_and_gives_2(folder, arguments, words):
     assert line.startswith("moevision: error: ")
     assert words in line
     assert not Path("out").exists()
+
+
+def test_a_restorer_that_does_not_fit_is_one_line(folder):
+    for model, code, words in [("nonsense", 4, "no such model"), ("segmentation-camvid", 2, "one for restoration")]:
+        result = segment("in", "-o", "out", "--restore", "auto", "--restore-model", model)
+        assert result.exit_code == code
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("moevision: error: ")
+        assert words in line
+        assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

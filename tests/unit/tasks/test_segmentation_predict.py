@@ -17,6 +17,8 @@ from moevision.errors import InputError, UsageError
 from moevision.imaging.picture import Picture, picture_from_array
 from moevision.imaging.scaling import shrink
 from moevision.imaging.write import write_picture
+from moevision.tasks.restoration.model import PRESETS as RESTORATION_PRESETS
+from moevision.tasks.restoration.model import RestorationNet
 from moevision.tasks.segmentation.labels import draw_overlay, label_bands
 from moevision.tasks.segmentation.model import PRESETS, SegmentationConfig, SegmentationNet
 from moevision.tasks.segmentation.predict import SegmentationTask
@@ -305,6 +307,24 @@ def test_segment_restores_first_where_asked(weights):
     assert np.array_equal(told.ids_HW, moevision.segment(restored, **options).ids_HW)
     with pytest.raises(UsageError, match="fog"):
         moevision.segment(array, restore="fog", **options)
+
+
+def test_what_restores_first_can_be_chosen(weights, tmp_path):
+    torch.manual_seed(1)
+    net = RestorationNet(RESTORATION_PRESETS["test"]()).eval()
+    with torch.no_grad():  # an untrained network changes nothing
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    own = tmp_path / "own.safetensors"
+    save_model(net, own, task="restoration", training={})
+    options = {"model": weights, "device": "cpu", "precision": "fp32"}
+    array = image(40, 48)
+    restored = moevision.restore(array, model=own, weather=["haze"], device="cpu", precision="fp32")
+    assert (restored != array).any()
+    found = moevision.segment(array, restore=["haze"], restore_model=own, **options)
+    assert np.array_equal(found.ids_HW, moevision.segment(restored, **options).ids_HW)
+    with pytest.raises(UsageError, match="choose one for restoration"):
+        moevision.segment(array, restore="auto", restore_model=weights, **options)
 
 
 def test_segment_refuses_a_model_of_another_task(weights):

@@ -99,6 +99,10 @@ def _forms(task: str) -> dict[str, Callable[[Any, dict[str, str]], Portable]]:
         from moevision.tasks.restoration.portable import picture_tile, whole_picture
 
         return {"picture": whole_picture, "tile": picture_tile}
+    if task == "fusion":
+        from moevision.tasks.fusion.portable import whole_pair
+
+        return {"pair": whole_pair}
     if task == "segmentation":
         from moevision.tasks.segmentation.portable import any_picture
 

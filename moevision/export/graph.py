@@ -109,6 +109,11 @@ def _layer_norm(
     return (centred * scale * weight[:, None, None] + bias[:, None, None]).permute(0, 2, 3, 1)
 
 
+def _sort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+    """As the best of all, which keeps the order of equals where other programs run it; ONNX has no sort."""
+    return torch.topk(x, x.shape[dim], dim, largest=descending)
+
+
 def _triangles(side: int, out: int, like: Tensor) -> Tensor:
     """(out, side): the weight of every pixel in the mean around each of `out` centres."""
     # Distances in whole numbers of 1 / (2 out) pixels: a runtime that computes in half precision keeps them exact.
@@ -186,4 +191,5 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     _OURS.grouped_conv.default: _grouped_conv,
     F.interpolate: _interpolate,
     F.layer_norm: _layer_norm,
+    torch.sort: _sort,
 }

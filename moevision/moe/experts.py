@@ -223,6 +223,8 @@ class ConvExperts(nn.Module):
         y_NCHW = kernels.grouped_conv(
             F.pad(x_NCHW, (1, 1, 1, 1), mode="replicate"), self.depthwise, self.depthwise_bias, index_N
         )
+        if torch.compiler.is_compiling():  # the operators below would have every expert at work in a graph
+            return self._pointwise(y_NCHW, index_N)
         y_RD = y_NCHW.permute(0, 2, 3, 1).reshape(windows * height * width, y_NCHW.shape[1])
         index_R1 = index_N.repeat_interleave(height * width).unsqueeze(1)
         order_R, offsets_E1 = kernels.plan(index_R1, self.num_experts)
@@ -231,6 +233,18 @@ class ConvExperts(nn.Module):
             y_RD, self.w1, self.b1, self.w2, self.b2, gate_R1, order_R, offsets_E1, self.activation
         )
         return y_RO.view(windows, height, width, y_RO.shape[1]).permute(0, 3, 1, 2)
+
+    def _pointwise(self, y_NCHW: Tensor, index_N: Tensor) -> Tensor:
+        """The pointwise layers in plain torch: every window's weights are gathered, so only its expert works."""
+        height, width = y_NCHW.shape[2:]
+        empty_N = reference.is_empty(index_N, self.num_experts)
+        w1_NDF, b1_NF, w2_NFO, b2_NO = (
+            p[index_N.masked_fill(empty_N, 0)] for p in (self.w1, self.b1, self.w2, self.b2)
+        )
+        y_NLD = y_NCHW.flatten(2).transpose(1, 2)
+        hidden_NLF = reference.activate(y_NLD @ w1_NDF + b1_NF[:, None], self.activation)
+        y_NOL = (hidden_NLF @ w2_NFO + b2_NO[:, None]).masked_fill(empty_N[:, None, None], 0).transpose(1, 2)
+        return y_NOL.unflatten(2, (height, width))
 
     def all(self, x_NCHW: Tensor) -> Tensor:
         """Every expert on every window, in plain torch: (N, C, H, W) -> (N, E, O, H, W)."""

@@ -6,6 +6,7 @@ and is told the light outright: how bright either image is, how much it varies, 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moevision.moe import BalanceLoss, Context, LayerRecord, NoisyTopK, Router, Routing, importance_loss, load_loss
 from moevision.moe.scorers import PooledScorer
@@ -13,7 +14,7 @@ from moevision.moe.scorers import PooledScorer
 LIGHT_FEATURES = 9
 _QUANTILES = (0.05, 0.95)
 _HIDDEN = 16
-_SAMPLE = 16384  # pixels, of which quantiles are taken
+_SAMPLE_PX = 128  # side of the grid of pixels that the light is read from
 
 
 class PictureGate(nn.Module):
@@ -52,13 +53,24 @@ def light_of(visible_B1HW: Tensor, infrared_B1HW: Tensor) -> Tensor:
     """(B, LIGHT_FEATURES), float32: of both mean, deviation, 5 % and 95 % quantile; visible share of the gradients."""
     parts = []
     steepness = []
-    for image_B1HW in (visible_B1HW, infrared_B1HW):
-        image_BHW = image_B1HW[:, 0].float()
-        # Quantiles of a sample: sorting a whole picture would cost more than the network.
-        step = max(1, round((image_BHW[0].numel() / _SAMPLE) ** 0.5))
-        values_BL = image_BHW[:, ::step, ::step].flatten(1)
-        ends_2B = torch.quantile(values_BL, values_BL.new_tensor(_QUANTILES), dim=1)
-        parts += [values_BL.mean(1), values_BL.std(1, unbiased=False), ends_2B[0], ends_2B[1]]
-        steepness.append(image_BHW.diff(dim=2).abs().mean((1, 2)).nan_to_num() + 1e-4)
+    for image_B1HW in (visible_B1HW.float(), infrared_B1HW.float()):
+        # A sample: sorting a whole picture would cost more than the network. As many of every picture, small ones
+        # repeat theirs, so that an exported network knows their number.
+        sample_BL = F.interpolate(image_B1HW, size=(_SAMPLE_PX, _SAMPLE_PX), mode="nearest").flatten(1)
+        low_B, high_B = _quantiles(sample_BL)
+        parts += [sample_BL.mean(1), sample_BL.std(1, unbiased=False), low_B, high_B]
+        across_B1HW = image_B1HW[..., 1:] - image_B1HW[..., :-1]
+        steepness.append(across_B1HW.abs().mean((1, 2, 3)).nan_to_num() + 1e-4)
     parts.append(steepness[0] / (steepness[0] + steepness[1]))
     return torch.stack(parts, dim=1)
+
+
+def _quantiles(sample_BL: Tensor) -> list[Tensor]:
+    """(B,) for each of _QUANTILES, interpolated as torch.quantile does, for which other programs have no code."""
+    ordered_BL = torch.sort(sample_BL, dim=1).values
+    found = []
+    for quantile in _QUANTILES:
+        place = quantile * (sample_BL.shape[1] - 1)
+        below = int(place)
+        found.append(torch.lerp(ordered_BL[:, below], ordered_BL[:, below + 1], place - below))
+    return found

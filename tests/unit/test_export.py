@@ -17,6 +17,8 @@ from moevision.errors import InputError, MissingExtraError, MoevisionError, Usag
 from moevision.export import Portable, cached_file, open_runner, write_file
 from moevision.export.graph import _PlainOperators
 from moevision.imaging.picture import picture_from_array
+from moevision.tasks.fusion.model import PRESETS as FUSION_PRESETS
+from moevision.tasks.fusion.model import FusionNet
 from moevision.tasks.restoration.model import PRESETS, RestorationNet
 from moevision.tasks.restoration.portable import WholePicture, picture_inputs
 from moevision.tasks.restoration.scene import _rounded
@@ -230,6 +232,27 @@ def test_an_exported_segmenter_cannot_change_its_experts_or_task(segmenter_file)
         restoration_task(model=segmenter_file, runtime="onnx")
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_an_exported_fusion_network_fuses_pairs_of_any_size(runtime, tmp_path):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime), reason=f"the extra {runtime} is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    torch.manual_seed(0)
+    net = FusionNet(FUSION_PRESETS["test"]()).eval()
+    with torch.no_grad():  # an untrained network gives the brighter of the two
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_model(net, tmp_path / "own.safetensors", task="fusion", training={})
+    assert export_model(tmp_path / "own.safetensors", tmp_path / "a.onnx", to="onnx") < 1e-5
+    runner = open_runner(tmp_path / "a.onnx", runtime)
+    for size in [(40, 50), (231, 147), (5, 7)]:
+        visible, infrared = torch.rand(2, 1, 1, *size)
+        results = runner({"visible": visible.numpy(), "infrared": infrared.numpy()})
+        with torch.inference_mode():
+            wanted = net(visible, infrared)
+        np.testing.assert_allclose(results["fused"], wanted.fused_B1HW.clamp(0, 1).numpy(), atol=1e-4, rtol=0)
+        np.testing.assert_allclose(results["weight"], wanted.weight_B1HW.numpy(), atol=1e-4, rtol=0)
+
+
 def test_a_file_in_the_cache_is_made_once_for_each_key(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -299,8 +322,8 @@ def test_what_does_not_fit_is_refused(tmp_path, weights):
         export_model(weights, tmp_path / "a.onnx", to="pt2")
     with pytest.raises(UsageError, match="no such folder"):
         export_model(weights, tmp_path / "no" / "a.onnx", to="onnx")
-    with pytest.raises(UsageError, match="fusion models cannot be exported"):
-        export_model("fusion-small", tmp_path / "a.onnx", to="onnx")
+    with pytest.raises(UsageError, match="anomaly models cannot be exported"):
+        export_model("anomaly-ped2", tmp_path / "a.onnx", to="onnx")
     with pytest.raises(UsageError, match="choose one of torch, onnx, openvino"):
         restoration_task(model=weights, runtime="tensorrt")
     with pytest.raises(UsageError, match="computes on the CPU"):

@@ -223,6 +223,14 @@ def test_the_literal_router_is_signed_before_the_softmax_and_the_others_keep_the
     assert (scorer(x).softmax(1).amax(1) <= plain.softmax(1).amax(1) + 1e-6).float().mean() > 0.9
 
 
+def test_convolution_experts_in_a_graph_give_what_they_give_elsewhere(monkeypatch):
+    bank = ConvExperts(3, DIM, HIDDEN, 4)
+    x_NCHW, index_N = torch.randn(6, DIM, 5, 7), torch.tensor([2, 0, -1, 1, 2, 3])
+    wanted = bank(x_NCHW, index_N)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(bank(x_NCHW, index_N), wanted)
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
 def test_convolution_experts_equal_the_dense_reference_for_any_windows_and_empty_ones(windows, height, width, seed):

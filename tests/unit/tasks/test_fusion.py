@@ -131,12 +131,24 @@ def test_gates_take_frozen_statistics_and_explore_only_in_training():
 
 
 def test_light_is_told_as_it_is():
-    visible, infrared = torch.full((2, 1, 20, 30), 0.25), torch.rand(2, 1, 20, 30)
+    visible, infrared = torch.full((2, 1, 256, 384), 0.25), torch.rand(2, 1, 256, 384)
     light = light_of(visible, infrared)
     assert light.shape == (2, LIGHT_FEATURES)
     torch.testing.assert_close(light[:, :4], torch.tensor([[0.25, 0.0, 0.25, 0.25]] * 2))
-    torch.testing.assert_close(light[:, 4], infrared.mean((1, 2, 3)))
+    sample = infrared[:, 0, ::2, ::3].flatten(1)
+    wanted = [sample.mean(1), sample.std(1, unbiased=False), *torch.quantile(sample, torch.tensor([0.05, 0.95]), dim=1)]
+    torch.testing.assert_close(light[:, 4:8], torch.stack(wanted, 1))
     assert (light[:, 8] < 0.01).all()  # every edge is in the infrared
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (20, 30), (700, 500)])
+def test_light_is_told_of_pictures_of_any_size(size):
+    visible = torch.linspace(0, 1, size[0] * size[1]).view(1, 1, *size)
+    light = light_of(visible, visible)[0]
+    assert light.isfinite().all()
+    assert light[8] == pytest.approx(0.5)
+    if min(size) > 1:
+        torch.testing.assert_close(light[:4], torch.tensor([0.5, 1 / 12**0.5, 0.05, 0.95]), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

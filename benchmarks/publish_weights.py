@@ -51,6 +51,12 @@ LIMITS = {
         "Poles, signs and what is far away are the least certain; what is thinner than four pixels is often missed.",
         "Weather costs it much, and --restore auto gives only a little of that back: segmentation-camvid-weather.",
     ),
+    "restoration-street": (
+        "Made for what segmentation-camvid sees: of other photographs restoration-small makes the better pictures.",
+        "Learned on the streets of CamVid's training pictures among others; its weather is synthetic.",
+        "Large drops stay, and dense haze comes back grey or brown: little is won there.",
+        "No wet road, no snow on the ground, no headlights, no night.",
+    ),
     "segmentation-camvid-weather": (
         "Knows streets as one car's camera saw them in one town, by day: 367 pictures of 480x360, eleven classes.",
         "Something else (indoors, nature, aerial pictures) is still given one of the eleven classes.",
@@ -65,6 +71,7 @@ SUMMARY = {
     "anomaly": "Prediction of the next frame through sparse filters and an encoder of how things look: what does not "
     "belong in a video",
     "segmentation": "Eleven street classes for every pixel",
+    "restoration-street": "Rain, snow, haze and drops out of pictures from a car, for segmentation-camvid to look at",
     "segmentation-camvid-weather": "Eleven street classes for every pixel, in rain, snow, haze and behind drops, too",
 }
 

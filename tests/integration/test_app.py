@@ -116,7 +116,7 @@ def test_who_decided_what_is_told_when_asked_for(client):
 def test_a_visitor_chooses_among_what_the_owner_offers(client, demo):
     file = EXAMPLES / "haze-hills.jpg"
     parameters = client.view_api(return_format="dict")["named_endpoints"]["/segment"]["parameters"]
-    assert parameters[-1]["type"]["enum"] == ["tiny", "segmentation-camvid"]
+    assert parameters[-1]["type"]["enum"] == ["tiny", "segmentation-camvid", "segmentation-camvid-weather"]
     *_, saved = client.predict(sent(file), False, "segmentation-camvid", api_name="/segment")
     np.testing.assert_array_equal(np.asarray(Image.open(saved)), moevision.segment(str(file), device="cpu").ids_HW)
     for model in (str(demo.segmentation_model), "../tiny"):

@@ -139,7 +139,7 @@ def test_segment_in_the_dark(visit, demo):
     found = moevision.segment(str(EXAMPLES / "rain-stream.jpg"), model=demo.segmentation_model, device="cpu")
     np.testing.assert_array_equal(np.asarray(Image.open(one.saved(panel, "rain-stream-classes.png"))), found.ids_HW)
     panel.get_by_label("Model").click()
-    panel.get_by_role("option", name="segmentation-camvid").click()
+    panel.get_by_role("option", name="segmentation-camvid", exact=True).click()
     panel.get_by_role("button", name="Segment", exact=True).click()
     panel.get_by_role("cell", name="Building").wait_for()
     one.shot("demo-segment-dark")

@@ -30,7 +30,7 @@ def test_what_is_named_comes_first_under_names_that_tell_no_path(tmp_path):
     offered = Models(Settings(fusion_models=(*named, named[0]))).offered
     assert list(offered["fusion"]) == ["own", "own (2)", "fusion-small"]
     assert list(offered["fusion"].values()) == [*named, "fusion-small"]
-    assert list(offered["segmentation"]) == ["segmentation-camvid"]
+    assert list(offered["segmentation"]) == ["segmentation-camvid", "segmentation-camvid-weather"]
 
 
 def test_weights_that_cannot_be_used_are_refused_before_the_page_opens(tmp_path):

@@ -45,7 +45,7 @@ def portable_of(weights: str | PathLike[str], descriptor: ModelDescriptor, form:
     """
     forms = _forms(descriptor.task)
     if not forms:
-        raise UsageError(f"{weights}: {descriptor.task} models cannot be exported")
+        raise UsageError(f"{weights}: {descriptor.task} models cannot be exported, all others can")
     form = form or next(iter(forms))
     facts = {
         "task": descriptor.task,

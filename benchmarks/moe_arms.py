@@ -5,6 +5,8 @@
 The arms differ in the feed-forward part of the attention blocks alone; everything else, the data stream included, is
 the same for the same seed. Runs are short (--steps): they compare how the arms learn, not how good they become. Their
 weights are kept in --runs as NAME-SEED.safetensors, for `downstream.py`.
+With --start-from everything but the feed-forward parts begins with trained weights, and those begin anew in every arm,
+so that a short run ends where restoration is good for something.
 Pictures are the development sets and `clean/kodak12_dev` weathered with fixed seeds. Differences are paired by picture
 after a mean over seeds; the interval is a bootstrap over pictures (95 %), stratified by set. Single seeds stand beside
 it, since a bootstrap over pictures does not see what another seed would change.
@@ -21,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from moevision.api import load
 from moevision.backbone.config import MoEConfig
 from moevision.checkpoint import save_model
 from moevision.datasets.mixture import RestorationMixture, dev_sets, synthetic_dev
@@ -66,12 +69,24 @@ def _restore(net: nn.Module, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (restored_CHW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
+def begin_with_trunk(net: nn.Module, weights: str) -> None:
+    """Trained weights for all but the feed-forward parts, which keep theirs."""
+    trained = load(weights, device="cpu").model.state_dict()
+    trunk = {name: tensor for name, tensor in trained.items() if ".ffn." not in name}
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items() if ".ffn." not in name}
+    if shapes != {name: tensor.shape for name, tensor in trunk.items()}:
+        raise SystemExit(f"--start-from {weights}: of another preset")
+    net.load_state_dict(trunk, strict=False)
+
+
 def train_arm(
     arm: str, seed: int, mixture: RestorationMixture, options: argparse.Namespace
 ) -> tuple[nn.Module, dict[str, float]]:
     """The averaged network of one short run, its size and its cost."""
     torch.manual_seed(seed)
     net = RestorationNet(PRESETS[options.preset]().with_moe(ARMS[arm]))
+    if options.start_from:
+        begin_with_trunk(net, options.start_from)
     name = f"{FILES[arm]}-{seed}"
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loop = LoopConfig(options.steps, seed=seed, warmup_steps=100, ema_decay=0.99, log_every=200)
@@ -151,6 +166,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/moe-arms"), help="checkpoints; must not exist")
     parser.add_argument("--arms", nargs="+", choices=list(FILES.values()), default=list(FILES.values()))
     parser.add_argument("--preset", default="tiny", choices=PRESETS)
+    parser.add_argument("--start-from", help="a model of the preset")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--crop-px", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -167,7 +183,9 @@ def main() -> None:
             net, cost[arm] = train_arm(arm, seed, mixture, options)
             scores[arm].append(psnr_by_set(net, sets))
     result = {
-        "settings": {key: getattr(options, key) for key in ("preset", "steps", "crop_px", "batch_size", "seeds")},
+        "settings": {
+            key: getattr(options, key) for key in ("preset", "start_from", "steps", "crop_px", "batch_size", "seeds")
+        },
         "identity": {name: [psnr(x, y) for x, y in pictures] for name, pictures in sets.items()},
         "scores": scores,
         "cost": cost,

@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 from moevision.kernels import ops as _registered  # noqa: F401
 from moevision.kernels import reference
 
+EXAMPLE_SIDES_PX = ((88, 104), (61, 83), (33, 130), (160, 97))
+"""(height, width) of the pictures on which files are checked, odd and even, wide and tall; the first is traced."""
+
 
 @dataclass(frozen=True)
 class Portable:

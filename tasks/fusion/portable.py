@@ -5,12 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from moevision.export import Portable
+from moevision.export import EXAMPLE_SIDES_PX, Portable
 from moevision.moe import Context
 from moevision.tasks.fusion.model import FusionNet
 
-SIDES_PX = ((88, 104), (61, 83), (33, 130), (160, 97))
-"""(height, width) of the pairs on which a file is checked; the first is traced."""
 SMALLEST_PX = 17
 """What is traced holds from here."""
 
@@ -32,7 +30,7 @@ def whole_pair(net: FusionNet, facts: Mapping[str, str]) -> Portable:
     """Inputs `visible` and `infrared`; outputs `fused` and `weight`."""
     generator = torch.Generator().manual_seed(0)
     examples = []
-    for number, sides in enumerate(SIDES_PX):
+    for number, sides in enumerate(EXAMPLE_SIDES_PX):
         # Two scenes of different light, so that gates have something to choose by.
         visible, infrared = torch.rand(2, 1, 1, *sides, generator=generator)
         examples.append({"visible": visible * (0.2 + 0.2 * number), "infrared": infrared})

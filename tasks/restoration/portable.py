@@ -5,13 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from moevision.export import Portable
+from moevision.export import EXAMPLE_SIDES_PX, Portable
 from moevision.moe import Context, Window
 from moevision.tasks.restoration.model import RestorationNet
 from moevision.tasks.restoration.weathers import WEATHERS
 
-WHOLE_SIDES_PX = ((88, 104), (61, 83), (33, 130), (160, 97))
-"""(height, width) of the pictures on which a file is checked; the first is traced."""
 SMALLEST_PX = 16
 """What is traced holds from here; files were seen to work below."""
 _STATISTIC = "statistic."
@@ -47,10 +45,14 @@ class PictureTile(nn.Module):
 
 def whole_picture(net: RestorationNet, facts: Mapping[str, str]) -> Portable:
     """Inputs `picture` and `weather` (1, 4), NaN = as detected; outputs `restored` and `probability` (1, 4)."""
-    weathers = [_detected(), *(_detected() for _ in WHOLE_SIDES_PX[2:]), torch.tensor([[0.0, 1.0, float("nan"), 0.5]])]
+    weathers = [
+        _detected(),
+        *(_detected() for _ in EXAMPLE_SIDES_PX[2:]),
+        torch.tensor([[0.0, 1.0, float("nan"), 0.5]]),
+    ]
     examples = [
         {"picture": _picture(sides, seed), "weather": weather}
-        for seed, (sides, weather) in enumerate(zip(WHOLE_SIDES_PX, weathers, strict=True))
+        for seed, (sides, weather) in enumerate(zip(EXAMPLE_SIDES_PX, weathers, strict=True))
     ]
     dynamic = {"picture": {2: ("height", SMALLEST_PX), 3: ("width", SMALLEST_PX)}}
     told = {**facts, "moevision.weathers": ",".join(WEATHERS)}
@@ -60,7 +62,7 @@ def whole_picture(net: RestorationNet, facts: Mapping[str, str]) -> Portable:
 def picture_tile(net: RestorationNet, facts: Mapping[str, str]) -> Portable:
     """Inputs `tile`, `weather`, `window` and every picture-wide statistic by name; output `restored`."""
     examples = []
-    for seed, sides in enumerate(WHOLE_SIDES_PX[:3]):
+    for seed, sides in enumerate(EXAMPLE_SIDES_PX[:3]):
         whole = _picture((sides[0] + 64, sides[1] + 32 * seed), seed)
         context = Context()
         with torch.no_grad():

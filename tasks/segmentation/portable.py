@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from moevision.backbone.inverted import fold_norms
-from moevision.export import Portable, Runner
+from moevision.export import EXAMPLE_SIDES_PX, Portable, Runner
 from moevision.tasks.segmentation.model import SegmentationNet
 
-SIDES_PX = ((88, 104), (61, 83), (33, 130), (160, 97))
-"""(height, width) of the pictures on which a file is checked; the first is traced."""
 SMALLEST_PX = 17
 """What is traced holds from here; files were seen to work below."""
 
@@ -33,7 +31,7 @@ def any_picture(net: SegmentationNet, facts: Mapping[str, str]) -> Portable:
     folded = copy.deepcopy(net).eval()
     fold_norms(folded)
     generator = torch.Generator().manual_seed(0)
-    examples = [{"picture": torch.rand(1, 3, *sides, generator=generator)} for sides in SIDES_PX]
+    examples = [{"picture": torch.rand(1, 3, *sides, generator=generator)} for sides in EXAMPLE_SIDES_PX]
     dynamic = {"picture": {2: ("height", SMALLEST_PX), 3: ("width", SMALLEST_PX)}}
     return Portable(PictureLogits(folded), ("logits",), examples, dynamic, facts)
 

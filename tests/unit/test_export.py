@@ -29,6 +29,14 @@ from moevision.tasks.segmentation.model import SegmentationConfig, SegmentationN
 ROOT = Path(__file__).parents[2]
 
 
+def exported_to(folder, weights):
+    """The ONNX file of some weights, which gives what their network gives."""
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    path = folder / weights.with_suffix(".onnx").name
+    assert export_model(weights, path, to="onnx") < 1e-5
+    return path
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     torch.manual_seed(0)
@@ -43,10 +51,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def onnx_file(weights, tmp_path_factory):
-    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    path = tmp_path_factory.mktemp("onnx") / "random.onnx"
-    assert export_model(weights, path, to="onnx") < 1e-5
-    return path
+    return exported_to(tmp_path_factory.mktemp("onnx"), weights)
 
 
 def picture(height, width, seed=0):
@@ -192,10 +197,7 @@ def segmenter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter_file(segmenter, tmp_path_factory):
-    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    path = tmp_path_factory.mktemp("onnx") / "segmenter.onnx"
-    assert export_model(segmenter, path, to="onnx") < 1e-5
-    return path
+    return exported_to(tmp_path_factory.mktemp("onnx"), segmenter)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
@@ -235,15 +237,13 @@ def test_an_exported_segmenter_cannot_change_its_experts_or_task(segmenter_file)
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_an_exported_fusion_network_fuses_pairs_of_any_size(runtime, tmp_path):
     pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime), reason=f"the extra {runtime} is not installed")
-    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     torch.manual_seed(0)
     net = FusionNet(FUSION_PRESETS["test"]()).eval()
     with torch.no_grad():  # an untrained network gives the brighter of the two
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     save_model(net, tmp_path / "own.safetensors", task="fusion", training={})
-    assert export_model(tmp_path / "own.safetensors", tmp_path / "a.onnx", to="onnx") < 1e-5
-    runner = open_runner(tmp_path / "a.onnx", runtime)
+    runner = open_runner(exported_to(tmp_path, tmp_path / "own.safetensors"), runtime)
     for size in [(40, 50), (231, 147), (5, 7)]:
         visible, infrared = torch.rand(2, 1, 1, *size)
         results = runner({"visible": visible.numpy(), "infrared": infrared.numpy()})

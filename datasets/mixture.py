@@ -68,6 +68,14 @@ def load_clean(root: Path | str, longest_px: int = 1280) -> list[PixelArray]:
     return [shrink(read_image(path), longest_px) for path in paths]
 
 
+def load_streets(folder: Path | str, longest_px: int = 1280) -> list[PixelArray]:
+    """All photographs in a folder (HWC uint8 RGB); raises UsageError if there is none."""
+    paths = list_images(Path(folder))
+    if not paths:
+        raise UsageError(f"{folder}: no photograph; put photographs taken from cars there")
+    return [shrink(read_image(path), longest_px) for path in paths]
+
+
 def _window(rng: np.random.Generator, height: int, width: int, side_px: int) -> tuple[int, int, int]:
     """(top, left, side) of a random square that fits."""
     side = max(1, min(side_px, height, width))
@@ -120,12 +128,18 @@ class RestorationMixture:
     """Endless random training samples from a data root with `clean/` and, all optional, `weather/` and `pairs/NAME/`.
 
     `weather/sots_indoor_haze_train` gives real haze pairs and depth maps, `weather/masks_rain_snow` photographed
-    masks, `pairs/NAME/{input,gt}` the user's own pairs.
+    masks, `pairs/NAME/{input,gt}` the user's own pairs. `streets` is a folder of photographs taken from cars: street
+    weather falls on these only, other weather on all; without it, street weather falls on any photograph.
     """
 
-    def __init__(self, root: Path | str, weights: MixtureWeights | None = None) -> None:
+    def __init__(
+        self, root: Path | str, weights: MixtureWeights | None = None, *, streets: Path | str | None = None
+    ) -> None:
         self.root = Path(root)
         self.clean = load_clean(self.root)
+        self.streets = self.clean if streets is None else load_streets(streets)
+        if streets is not None:
+            self.clean += self.streets
         self.haze_pairs: list[tuple[PixelArray, PixelArray]] = []
         self.scenes: list[tuple[PixelArray, ImageArray]] = []
         self.bank: DepthBank | None = None
@@ -176,9 +190,12 @@ class RestorationMixture:
             raise UsageError(f"mixture weights {shares}: none may be negative and one must be positive")
         return {name: share / total for name, share in shares.items()}
 
-    def _photo(self, rng: np.random.Generator, crop_px: int, *, whole: float, turn: bool) -> ImageArray:
+    def _photo(
+        self, rng: np.random.Generator, crop_px: int, *, whole: float, turn: bool, of: list[PixelArray] | None = None
+    ) -> ImageArray:
         """Random crop of a clean photograph, HWC float32; with chance `whole` it shows most of the photograph."""
-        photo_HWC = self.clean[int(rng.integers(len(self.clean)))]
+        photos = of or self.clean
+        photo_HWC = photos[int(rng.integers(len(photos)))]
         height, width = photo_HWC.shape[:2]
         side = round(crop_px / _zoom(rng))
         if rng.random() < whole:
@@ -259,7 +276,7 @@ class RestorationMixture:
         if source == "haze":
             x_HWC, y_HWC = self._synthetic_haze(rng, crop_px)
         elif source.startswith(STREET):
-            y_HWC = self._photo(rng, crop_px, whole=0.5, turn=False)
+            y_HWC = self._photo(rng, crop_px, whole=0.5, turn=False, of=self.streets)
             x_HWC = add_street_weather(y_HWC, source.removeprefix(STREET), rng, opacity_HW=opacity_HW)
         else:
             x_HWC, y_HWC = self._weathered(rng, source, crop_px, opacity_HW)

@@ -42,7 +42,7 @@ PLATEAU = 0.4
 LOSS_POWER = 0.5
 # Share of samples whose weather the network is told: restoring and detecting need not wait for each other.
 TOLD = 0.5
-Judge = Callable[[Tensor, Tensor], Tensor]
+Judge = Callable[[Tensor, Tensor, Tensor], Tensor]
 DevPictures = list[tuple[PixelArray, PixelArray, str]]  # (degraded, target, name)
 
 
@@ -125,7 +125,7 @@ def optimise(
         validation: sets measured every `loop.validate_every` steps.
         resume: continue an interrupted run exactly.
         workers: data processes.
-        judge: one more loss, of (restored, clean), both (B, 3, H, W): what else the result is to be good for.
+        judge: one more loss, of (restored, clean, degraded), all (B, 3, H, W): what else the result is to be good for.
         say: receives progress lines.
     """
     cv2.setNumThreads(0)  # a data process forked from a parent with OpenCV threads can deadlock
@@ -174,7 +174,7 @@ def _losses(model: nn.Module, batch: _Batch, judge: Judge | None = None) -> dict
     context = Context()
     told_B1 = torch.rand(len(x_BCHW), 1) < TOLD
     restored_BCHW, logits_BW, opacity_B1hw = model(x_BCHW, context, labels_BW.masked_fill(~told_B1, math.nan))
-    judged = {} if judge is None else {"judge": judge(restored_BCHW, y_BCHW)}
+    judged = {} if judge is None else {"judge": judge(restored_BCHW, y_BCHW, x_BCHW)}
     return judged | {
         "restoration": RESTORATION_WEIGHT * relative(_error(restored_BCHW, y_BCHW), _error(x_BCHW, y_BCHW), LOSS_POWER),
         "weather": WEATHER_WEIGHT * weather_loss(logits_BW, labels_BW),

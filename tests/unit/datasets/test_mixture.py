@@ -75,6 +75,27 @@ def test_streets_have_every_weather_of_theirs_and_say_which(made_root):
     assert (opacity.any((1, 2, 3)) == [kind == "drops" for kind in kinds]).all()
 
 
+def test_street_weather_falls_on_the_street_photographs_alone_and_other_weather_on_all(made_root, tmp_path):
+    blue_C = np.array([0.1, 0.2, 0.9], np.float32)
+    save(tmp_path / "streets" / "car.png", np.broadcast_to(blue_C, (60, 80, 3)))
+    mixture = RestorationMixture(made_root, streets=tmp_path / "streets")
+    rng = np.random.default_rng(0)
+
+    def is_blue(source: str) -> bool:
+        _, y_HWC = mixture.sample(rng, source, 16)
+        return bool((y_HWC[..., 2] > y_HWC[..., 0] + 0.4).all())
+
+    assert all(is_blue("street") for _ in range(20))
+    assert 0 < sum(is_blue("drops") for _ in range(40)) < 40
+
+
+def test_a_folder_without_street_photographs_is_one_line_with_the_path(made_root, tmp_path):
+    (tmp_path / "streets").mkdir()
+    with pytest.raises(UsageError, match="streets") as caught:
+        RestorationMixture(made_root, streets=tmp_path / "streets")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("crop_px", [8, 95, 200])
 def test_crops_larger_than_the_photographs_are_made_by_resizing(mixture, crop_px):
     x, *_ = mixture.batch(np.random.default_rng(0), 10, crop_px)

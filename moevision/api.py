@@ -499,9 +499,13 @@ def _cached(key: tuple[Any, ...], make_task: Callable[[], Any]) -> Any:
 
 
 def _load_for(task: str, model: "str | PathLike[str] | ModelDescriptor", device: str) -> "ModelDescriptor":
-    descriptor = load(model, device=device) if isinstance(model, str | PathLike) else model
-    if descriptor.task != task:
-        raise UsageError(f"{model}: a {descriptor.task} model; choose one for {task} from `moevision models`")
+    from moevision.checkpoint import check_task
+
+    if isinstance(model, str | PathLike):
+        name, descriptor = str(model), load(model, device=device)
+    else:
+        name, descriptor = model.name, model
+    check_task(name, descriptor.task, task)
     return descriptor
 
 

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moevision.errors import WeightsError
+from moevision.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +105,12 @@ def read_task(name_or_path: str | Path) -> str:
     """
     path, entry = find_weights(name_or_path)
     return str(entry["task"]) if entry else _read_header(path, _read_checked(path, None))["task"]
+
+
+def check_task(model: str | Path, task: str, wanted: str) -> None:
+    """Raises UsageError where a model of one task is used for another."""
+    if task != wanted:
+        raise UsageError(f"{model}: a {task} model; choose one for {wanted} from `moevision models`")
 
 
 def file_sha256(path: Path) -> str:

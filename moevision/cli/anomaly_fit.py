@@ -97,13 +97,12 @@ def _fine_tuned(
     sources: list[str], model: str, weights: Path, *, steps: int, seed: int, fps: float, say: Callable[[str], None]
 ) -> list[str]:
     """Train on four fifths of the recordings and write the weights; returns those that are left to calibrate on."""
-    from moevision.checkpoint import read_task
+    from moevision.checkpoint import check_task, read_task
     from moevision.tasks.anomaly.train import fine_tune
 
     if model == "none":
         raise UsageError("--fine-tune needs a network; leave out --model none")
-    if (task := read_task(model)) != "anomaly":  # before the footage is read
-        raise UsageError(f"{model}: a {task} model; choose one for anomaly from `moevision models`")
+    check_task(model, read_task(model), "anomaly")  # before the footage is read
     part = weights.with_name(f".{weights.stem}.{os.getpid()}.part.safetensors")
     try:
         kept = fine_tune(sources, model, part, steps=steps, seed=seed, fps=fps, say=say)

@@ -5,8 +5,8 @@
 
 ROOT is laid out as for `moevision train restoration`; street weather falls on the pictures of FOLDER. The recipe's
 losses stay, and what the frozen segmenter loses joins them: the Kullback-Leibler divergence of its classes on the clean
-picture from those on the restored one, as a share of that on the degraded one. Pixels of rare classes count for more,
-as in mIoU (labels are not used). The weather is the training's. `downstream.py` tells what it is good for.
+picture from those on the restored one, relative to that on the degraded one. Pixels of rare classes count for more, as
+in mIoU (labels are not used). The weather is the training's. `downstream.py` tells what it is good for.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from moevision.tasks.segmentation.losses import class_weights
 from moevision.tasks.segmentation.model import SegmentationNet
 from moevision.training.loop import LoopConfig
 
-JUDGE_WEIGHT, KNEE = 0.5, 0.1
+JUDGE_WEIGHT, POWER, KNEE = 0.5, 0.5, 0.1
 PHASES = (Phase(0.0, 192, 2), Phase(0.25, 288, 1))  # a segmenter needs to see what is around
 WEIGHTS = MixtureWeights(
     haze_pairs=0.05, haze=0.10, rain=0.15, drops=0.20, snow=0.10, mixture=0.15, clean=0.05, street=1.2
@@ -47,8 +47,8 @@ def judge_of(segmenter: str, pictures: list[PixelArray]) -> Judge:
             wanted_BKhw = net.logits(clean_BCHW)[0].softmax(1)
             lost_B = _divergence(net, degraded_BCHW, wanted_BKhw, weights_K)
         left_B = _divergence(net, restored_BCHW.clamp(0, 1), wanted_BKhw, weights_K)
-        # Thick mist costs ten times as much as a wet windscreen: what counts is the share that is made good.
-        return JUDGE_WEIGHT * relative(left_B, lost_B, power=1, knee=KNEE)
+        # Thick mist costs ten times as much as a wet windscreen: what is made good of each is to count.
+        return JUDGE_WEIGHT * relative(left_B, lost_B, POWER, KNEE)
 
     return judge
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--segmenter", default="segmentation-camvid")
     parser.add_argument("--start-from", default="restoration-small")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -86,7 +86,7 @@ def main() -> None:
     mixture = RestorationMixture(options.data, WEIGHTS, streets=options.streets)
     torch.manual_seed(options.seed)
     net = cast("RestorationNet", load(options.start_from).model).train().requires_grad_(True)
-    loop = LoopConfig(steps=options.steps, seed=options.seed, learning_rate=options.learning_rate, plateau=0.4)
+    loop = LoopConfig(steps=options.steps, seed=options.seed, learning_rate=options.learning_rate, plateau=0.2)
     judge = judge_of(options.segmenter, mixture.streets[:: max(1, len(mixture.streets) // 50)])
     average = optimise(
         net, mixture, loop, options.out, phases=PHASES, resume=options.resume, judge=judge,

@@ -66,19 +66,23 @@ def fan_field(rng: np.random.Generator, height: int, width: int, layer: StreakLa
 
 
 def _fall(rng: np.random.Generator, height: int, width: int, strength: float, *, snow: bool) -> ImageArray:
-    """Opacity of rain or flakes of two or three distances, HW float32 in [0, 1]."""
+    """Opacity of rain or flakes of two to five distances, HW float32 in [0, 1].
+
+    As many in every cubic metre: the farther, the finer, and the more of the picture they cover.
+    """
     clear_HW = np.ones((height, width), np.float32)
     opacity = rng.uniform(0.4, 1.0) if snow else rng.uniform(0.1, 0.3 + 0.6 * strength)
     stretch = float(rng.uniform(1.0, 6.0) if snow else rng.uniform(6.0, 30.0))
-    thick = float(rng.uniform(1.0, 2.2) if snow else rng.uniform(0.7, 1.4))
-    busy = float((0.3 + strength) * np.exp(rng.normal(0.0, 0.5)))
-    for distance in range(int(rng.integers(2, 4))):
-        near = 2.0**distance
+    thick = float(rng.uniform(0.8, 2.2) if snow else rng.uniform(0.6, 1.4))
+    busy = float((0.3 + strength) * np.exp(rng.normal(0.3, 0.6)))
+    for nearness in range(int(rng.integers(-2, 1)), int(rng.integers(2, 4))):
+        near = 2.0**nearness
         wide = thick * near**0.8
         # As in parallel streaks: the seed grid is coarser by the width, the covered share stays at a few per cent.
         density = busy * 0.06 * min(wide, 3.0) / (stretch * wide) / near
         layer = StreakLayer(stretch * wide, wide, min(density, 0.5), float(rng.normal(0, 2)), 0.35 * near)
-        clear_HW *= 1 - np.clip(fan_field(rng, height, width, layer), 0, 1) * np.float32(opacity * rng.uniform(0.6, 1))
+        shade = opacity * min(1.0, wide) * rng.uniform(0.6, 1)  # what is thinner than a pixel hides a part of it
+        clear_HW *= 1 - np.clip(fan_field(rng, height, width, layer), 0, 1) * np.float32(shade)
     return 1 - clear_HW
 
 

@@ -10,6 +10,7 @@ in mIoU (labels are not used). The weather is the training's. `downstream.py` te
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -78,12 +79,13 @@ def main() -> None:
     parser.add_argument("--segmenter", default="segmentation-camvid")
     parser.add_argument("--start-from", default="restoration-small")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--drops", type=float, default=WEIGHTS.drops, help="their share, beside streets of 1.2")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    mixture = RestorationMixture(options.data, WEIGHTS, streets=options.streets)
+    mixture = RestorationMixture(options.data, replace(WEIGHTS, drops=options.drops), streets=options.streets)
     torch.manual_seed(options.seed)
     net = cast("RestorationNet", load(options.start_from).model).train().requires_grad_(True)
     loop = LoopConfig(steps=options.steps, seed=options.seed, learning_rate=options.learning_rate, plateau=0.2)

@@ -114,6 +114,8 @@ def here(made, tmp_path, monkeypatch):
 
 
 class Endless(VideoSource):
+    """A camera that always shows the same."""
+
     is_live = True
 
     def __init__(self):

@@ -24,6 +24,8 @@ large one, imaged through a round aperture; they show the picture upside down wi
 
 Not here: wet roads, snow on the ground, headlights, noise. Nothing was chosen by what a network makes of it.
 
+Training for `restoration-street` tells distance in the same way: on other pictures, without labels, with other mist.
+
 A picture's weather depends on its seed, kind and strength alone; the strengths of one seed have their particles and
 drops in common.
 """

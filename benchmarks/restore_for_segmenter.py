@@ -6,23 +6,29 @@
 ROOT is laid out as for `moevision train restoration`; street weather falls on the pictures of FOLDER. The recipe's
 losses stay, and what the frozen segmenter loses joins them: the Kullback-Leibler divergence of its classes on the clean
 picture from those on the restored one, relative to that on the degraded one. Pixels of rare classes count for more, as
-in mIoU (labels are not used). The weather is the training's. `downstream.py` tells what it is good for.
+in mIoU. The weather is the training's; its mist lies by distance, told from what the segmenter sees in the clean
+pictures as `downstream_weather.py` tells it from labels, none of which are used. `downstream.py` tells what it is good
+for.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
+from downstream_weather import Floats, standing_m
 from torch import Tensor
 from torch.nn import functional as F
 
-from moevision.api import load
+from moevision.api import load, segmentation_task
 from moevision.backbone.inverted import fold_norms
 from moevision.checkpoint import save_model
 from moevision.datasets.mixture import MixtureWeights, RestorationMixture
 from moevision.datasets.paired import PixelArray
+from moevision.imaging.picture import picture_from_array
 from moevision.tasks.restoration.losses import relative
 from moevision.tasks.restoration.model import RestorationNet
 from moevision.tasks.restoration.train import Judge, Phase, optimise
@@ -35,6 +41,14 @@ PHASES = (Phase(0.0, 192, 2), Phase(0.25, 288, 1))  # a segmenter needs to see w
 WEIGHTS = MixtureWeights(
     haze_pairs=0.05, haze=0.10, rain=0.15, drops=0.20, snow=0.10, mixture=0.15, clean=0.05, street=1.2
 )
+
+
+def distance_of(segmenter: str) -> Callable[[PixelArray], Floats]:
+    """How far off everything in a picture is, by what the segmenter sees in it."""
+    task = segmentation_task(model=segmenter)
+    return lambda picture_HWC: standing_m(
+        np.asarray(task.segment(picture_from_array(picture_HWC)).ids_HW, np.uint8), task.classes
+    )
 
 
 def judge_of(segmenter: str, pictures: list[PixelArray]) -> Judge:
@@ -85,7 +99,12 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    mixture = RestorationMixture(options.data, replace(WEIGHTS, drops=options.drops), streets=options.streets)
+    mixture = RestorationMixture(
+        options.data,
+        replace(WEIGHTS, drops=options.drops),
+        streets=options.streets,
+        distance=distance_of(options.segmenter) if options.streets else None,
+    )
     torch.manual_seed(options.seed)
     net = cast("RestorationNet", load(options.start_from).model).train().requires_grad_(True)
     loop = LoopConfig(steps=options.steps, seed=options.seed, learning_rate=options.learning_rate, plateau=0.2)

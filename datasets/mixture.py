@@ -6,6 +6,7 @@ Pictures lie in memory as uint8; each sample is cut out first and degraded after
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -129,17 +130,26 @@ class RestorationMixture:
 
     `weather/sots_indoor_haze_train` gives real haze pairs and depth maps, `weather/masks_rain_snow` photographed
     masks, `pairs/NAME/{input,gt}` the user's own pairs. `streets` is a folder of photographs taken from cars: street
-    weather falls on these only, other weather on all; without it, street weather falls on any photograph.
+    weather falls on these only, other weather on all; without it, street weather falls on any photograph. `distance`
+    tells how far off everything in a street photograph is (HWC uint8 RGB -> HW float32 in metres, the sky being
+    kilometres away), so that mist lies where it would; without it, streets are invented.
     """
 
     def __init__(
-        self, root: Path | str, weights: MixtureWeights | None = None, *, streets: Path | str | None = None
+        self,
+        root: Path | str,
+        weights: MixtureWeights | None = None,
+        *,
+        streets: Path | str | None = None,
+        distance: Callable[[PixelArray], ImageArray] | None = None,
     ) -> None:
         self.root = Path(root)
         self.clean = load_clean(self.root)
         self.streets = self.clean if streets is None else load_streets(streets)
         if streets is not None:
             self.clean += self.streets
+        # 1 / m: where resizing averages the sky and a house, the house is what is left.
+        self.nearness = [1 / distance(street_HWC) for street_HWC in self.streets] if distance else None
         self.haze_pairs: list[tuple[PixelArray, PixelArray]] = []
         self.scenes: list[tuple[PixelArray, ImageArray]] = []
         self.bank: DepthBank | None = None
@@ -260,6 +270,19 @@ class RestorationMixture:
         strength = None if kind == "drops" or "+" in kind else _visible(rng)
         return weather.degrade(y_HWC, kind, rng, strength=strength, opacity_HW=opacity_HW), y_HWC
 
+    def _street(
+        self, rng: np.random.Generator, kind: str, crop_px: int, opacity_HW: ImageArray | None
+    ) -> tuple[ImageArray, ImageArray]:
+        """(degraded, clean) of a street in one of STREET_KINDS."""
+        if self.nearness is None:
+            y_HWC = self._photo(rng, crop_px, whole=0.5, turn=False, of=self.streets)
+            return add_street_weather(y_HWC, kind, rng, opacity_HW=opacity_HW), y_HWC
+        i = int(rng.integers(len(self.streets)))
+        crop_HWC, near_HW = self._pair(rng, (self.streets[i], self.nearness[i]), crop_px, 0.5)
+        y_HWC = _tone(rng, np.ascontiguousarray(crop_HWC))
+        distance_m_HW = 1 / np.maximum(near_HW, np.float32(1e-4))  # cubic resizing may go below zero
+        return add_street_weather(y_HWC, kind, rng, distance_m_HW=distance_m_HW, opacity_HW=opacity_HW), y_HWC
+
     def sample(
         self, rng: np.random.Generator, source: str, crop_px: int, opacity_HW: ImageArray | None = None
     ) -> tuple[ImageArray, ImageArray]:
@@ -276,8 +299,7 @@ class RestorationMixture:
         if source == "haze":
             x_HWC, y_HWC = self._synthetic_haze(rng, crop_px)
         elif source.startswith(STREET):
-            y_HWC = self._photo(rng, crop_px, whole=0.5, turn=False, of=self.streets)
-            x_HWC = add_street_weather(y_HWC, source.removeprefix(STREET), rng, opacity_HW=opacity_HW)
+            x_HWC, y_HWC = self._street(rng, source.removeprefix(STREET), crop_px, opacity_HW)
         else:
             x_HWC, y_HWC = self._weathered(rng, source, crop_px, opacity_HW)
         # What cameras add last; seldom, because the dev sets have little of it.

@@ -16,6 +16,7 @@ from moevision.datasets.light import ImageArray, linear_to_srgb, smooth_field, s
 from moevision.datasets.streaks import StreakLayer, streak_field
 
 STREET_KINDS = ("haze", "haze+rain", "haze+snow", "drops")
+FAR_END_M = (60.0, 300.0)  # of a street
 _NEAREST = 0.04  # radius round the vanishing point in picture sides, within which nothing is drawn
 
 
@@ -27,7 +28,7 @@ def street_depth(clean_HWC: ImageArray, rng: np.random.Generator) -> ImageArray:
     height, width = clean_HWC.shape[:2]
     side = max(height, width)
     row, column = height * rng.uniform(0.2, 0.7), width * rng.uniform(0.1, 0.9)
-    far_m, camera_m, high_m = rng.uniform(60, 300), rng.uniform(1.2, 2.5), rng.uniform(5, 15)
+    far_m, camera_m, high_m = rng.uniform(*FAR_END_M), rng.uniform(1.2, 2.5), rng.uniform(5, 15)
     focal_px = side * rng.uniform(0.8, 1.6)
     below_H1 = (np.arange(height, dtype=np.float32) + np.float32(0.5 - row))[:, None]
     aside_W = np.arange(width, dtype=np.float32) + np.float32(0.5 - column)
@@ -105,10 +106,12 @@ def add_street_weather(
     rng: np.random.Generator,
     *,
     strength: float | None = None,
+    distance_m_HW: ImageArray | None = None,
     opacity_HW: ImageArray | None = None,
 ) -> ImageArray:
     """One of STREET_KINDS over the picture; same shape and range. `strength` in [0, 1], None draws it.
 
+    `distance_m_HW` (float32) is how far off everything is, the sky being kilometres away; None invents a street.
     `opacity_HW` (float32), if given, receives how much of the scene drops hide; without drops it is left as it is.
     """
     height, width = clean_HWC.shape[:2]
@@ -122,7 +125,11 @@ def add_street_weather(
     sky_C = srgb_to_linear(np.clip(grey * (1 + np.array([-blue, 0, blue]) + tint_C), 0, 1).astype(np.float32))
     # Optical depth of the far end; where something falls, the air between is clearer than in fog.
     thickness = np.exp(np.log(0.4) + severity * np.log(8 / 0.4)) * (1.0 if kind == "haze" else rng.uniform(0.1, 0.6))
-    seen_HW1 = np.exp(np.float32(-thickness) * street_depth(clean_HWC, rng))[..., None]
+    if distance_m_HW is None:
+        depth_HW = street_depth(clean_HWC, rng)
+    else:
+        depth_HW = distance_m_HW / np.float32(np.exp(rng.uniform(*np.log(FAR_END_M))))
+    seen_HW1 = np.exp(np.float32(-thickness) * depth_HW)[..., None]
     if rng.random() < 0.3:
         seen_HW1 = seen_HW1 ** (np.float32(0.7) + np.float32(0.6) * smooth_field(rng, height, width, 3)[..., None])
     light_HWC = light_HWC * seen_HW1 + sky_C * (1 - seen_HW1)

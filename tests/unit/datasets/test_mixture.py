@@ -89,6 +89,33 @@ def test_street_weather_falls_on_the_street_photographs_alone_and_other_weather_
     assert 0 < sum(is_blue("drops") for _ in range(40)) < 40
 
 
+def test_told_distances_stay_with_what_the_street_photographs_show(made_root, tmp_path, monkeypatch):
+    # White at the left and far off, black at the right and near: in crops of any place, size and side.
+    left_HWC = np.zeros((60, 80, 3), np.float32)
+    left_HWC[:, :37] = 1
+    save(tmp_path / "streets" / "car.png", left_HWC)
+    seen = []
+
+    def kept(clean_HWC, kind, rng, *, distance_m_HW, opacity_HW):
+        seen.append((clean_HWC, distance_m_HW))
+        return clean_HWC
+
+    monkeypatch.setattr("moevision.datasets.mixture.add_street_weather", kept)
+    mixture = RestorationMixture(
+        made_root,
+        streets=tmp_path / "streets",
+        distance=lambda street_HWC: np.where(street_HWC[..., 0] > 127, 5000, 10).astype(np.float32),
+    )
+    for seed in range(40):
+        mixture.sample(np.random.default_rng(seed), "street haze", int(seed % 3 + 1) * 16)
+    for clean_HWC, distance_m_HW in seen:
+        assert distance_m_HW.min() > 0
+        white_HW, black_HW = clean_HWC[..., 0] > 0.98, clean_HWC[..., 0] < 0.02
+        assert (distance_m_HW[white_HW] > 100).all()
+        np.testing.assert_allclose(distance_m_HW[black_HW], 10, rtol=0.1)
+    assert sum(bool((clean_HWC[..., 0] > 0.9).any()) for clean_HWC, _ in seen) > 10
+
+
 def test_a_folder_without_street_photographs_is_one_line_with_the_path(made_root, tmp_path):
     (tmp_path / "streets").mkdir()
     with pytest.raises(UsageError, match="streets") as caught:

@@ -49,6 +49,19 @@ def test_the_seed_decides_and_more_strength_means_more_damage(kind):
     assert damage[2] > 1.5 * damage[0]
 
 
+def test_where_distance_is_known_mist_hides_what_is_far_and_leaves_what_is_near():
+    clean_HWC = photo(2, 40, 60)
+    distance_m_HW = np.full((40, 60), 0.01, np.float32)
+    distance_m_HW[:20] = 5000
+    for seed in range(10):
+        bad_HWC = add_street_weather(
+            clean_HWC, "haze", np.random.default_rng(seed), strength=0.5, distance_m_HW=distance_m_HW
+        )
+        # Mist may hang in banks, but at five kilometres all of it is the sky's one light.
+        assert np.ptp(bad_HWC[:20], axis=(0, 1)).max() < 0.01
+        np.testing.assert_allclose(bad_HWC[20:], clean_HWC[20:], atol=0.02)
+
+
 def test_the_ground_comes_nearer_towards_the_bottom_and_nothing_is_beyond_the_far_end():
     flat_HWC = np.full((120, 160, 3), 0.5, np.float32)
     for seed in range(20):

@@ -54,7 +54,7 @@ LIMITS = {
     "restoration-street": (
         "Made for what segmentation-camvid sees: of other photographs restoration-small makes the better pictures.",
         "Learned on the streets of CamVid's training pictures among others; its weather is synthetic.",
-        "Large drops stay as ghosts, and dense haze comes back grey: little is won there.",
+        "Large drops stay as ghosts. Where there is no street, a hazy sky may come back dark and blotched.",
         "No wet road, no snow on the ground, no headlights, no night.",
     ),
     "segmentation-camvid-weather": (

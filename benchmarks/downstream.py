@@ -20,7 +20,8 @@ frames of one drive are alike, so that they come out too narrow. "all four" and 
 Writes segmentation.md and .json, classification.md and .json, and pictures.png: for each weather of middle strength
 degraded, restored, the labels of both, and the truth. One file for each source, weather and strength in DIR/pieces
 holds the counts of every picture: a run that is cut off goes on from there, --weather and --strength split one, and the
-tables are made of what is there. --every N takes each Nth picture only.
+tables are made of what is there. --every N takes each Nth picture only. --distance invented lays mist by an invented
+street instead of what the labels show: a restorer that has learned only the one way to tell distance is found out.
 """
 
 import argparse
@@ -38,7 +39,7 @@ import numpy as np
 import torch
 from downstream_classifier import CLASSIFIER, classifier_in, read_cifar
 from downstream_table import CLEAN, CONDITIONS, DEGRADED, Condition, Figure, rows_of, to_markdown
-from downstream_weather import STRENGTHS, WEATHERS, Floats, Pixels, slope_m, standing_m, weathered
+from downstream_weather import STRENGTHS, WEATHERS, Floats, Pixels, invented_m, slope_m, standing_m, weathered
 
 from moevision.api import load, restoration_task, segmentation_task
 from moevision.checkpoint import file_sha256, find_weights
@@ -141,11 +142,14 @@ def segmentation(options: argparse.Namespace) -> Subject:
     def miou(counts_V: np.ndarray) -> float:
         return scores_of(counts_V.reshape(classes, classes), folder.classes.names)["miou"]
 
-    chosen = [(i, folder[i]) for i in range(0, len(folder), options.every)]
-    items = [
-        Item(i, found.name, found.image_HWC, standing_m(found.label_HW, folder.classes.names), found.label_HW)
-        for i, found in chosen
-    ]
+    items = []
+    for i in range(0, len(folder), options.every):
+        found = folder[i]
+        if options.distance == "standing":
+            distance_m_HW = standing_m(found.label_HW, folder.classes.names)
+        else:
+            distance_m_HW = invented_m(found.image_HWC, i)
+        items.append(Item(i, found.name, found.image_HWC, distance_m_HW, found.label_HW))
     return Subject("segmentation", "mIoU", items, {name: judge(task) for name, task in tasks.items()}, miou, 8)
 
 
@@ -319,6 +323,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--weather", nargs="+", choices=WEATHERS, default=WEATHERS)
     parser.add_argument("--strength", nargs="+", choices=STRENGTHS, default=STRENGTHS)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--distance", choices=("standing", "invented"), default="standing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args()
 

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from moevision.datasets.light import linear_to_srgb, srgb_to_linear
 from moevision.datasets.segmentation import LabelledFolder
+from moevision.datasets.street import street_depth
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -109,6 +110,12 @@ def weathered(clean_HWC: Pixels, weather: str, strength: str, index: int, distan
 def slope_m(height: int, width: int) -> Floats:
     """Distance in a picture that one thing fills, HW: from 20 m at the bottom to 60 m at the top."""
     return np.repeat(np.linspace(60, 20, height, dtype=np.float32)[:, None], width, 1)
+
+
+def invented_m(image_HWC: Pixels, index: int) -> Floats:
+    """Distance along a street that has little to do with the picture, HW; the far end is 150 m away."""
+    clean_HWC = image_HWC.astype(np.float32) / np.float32(255)
+    return np.float32(150) * street_depth(clean_HWC, np.random.default_rng([SEED, index]))
 
 
 def standing_m(label_HW: NDArray[np.uint8], names: tuple[str, ...]) -> Floats:

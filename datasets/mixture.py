@@ -77,6 +77,14 @@ def load_streets(folder: Path | str, longest_px: int = 1280) -> list[PixelArray]
     return [shrink(read_image(path), longest_px) for path in paths]
 
 
+def _nearness(street_HWC: PixelArray, distance: Callable[[PixelArray], ImageArray]) -> ImageArray:
+    """1 / m, HW: where resizing averages the sky and a house, the house is what is left."""
+    distance_m_HW = distance(street_HWC)
+    if distance_m_HW.shape != street_HWC.shape[:2] or not (distance_m_HW > 0).all():
+        raise ValueError(f"distance: {street_HWC.shape[:2]} metres above 0 wanted, {distance_m_HW.shape} told")
+    return (1 / distance_m_HW).astype(np.float32)
+
+
 def _window(rng: np.random.Generator, height: int, width: int, side_px: int) -> tuple[int, int, int]:
     """(top, left, side) of a random square that fits."""
     side = max(1, min(side_px, height, width))
@@ -132,7 +140,8 @@ class RestorationMixture:
     masks, `pairs/NAME/{input,gt}` the user's own pairs. `streets` is a folder of photographs taken from cars: street
     weather falls on these only, other weather on all; without it, street weather falls on any photograph. `distance`
     tells how far off everything in a street photograph is (HWC uint8 RGB -> HW float32 in metres, the sky being
-    kilometres away), so that mist lies where it would; without it, streets are invented.
+    kilometres away), so that mist lies where it would; without it, streets are invented. ValueError if it tells
+    something of another size, or that something is not before the camera.
     """
 
     def __init__(
@@ -148,8 +157,7 @@ class RestorationMixture:
         self.streets = self.clean if streets is None else load_streets(streets)
         if streets is not None:
             self.clean += self.streets
-        # 1 / m: where resizing averages the sky and a house, the house is what is left.
-        self.nearness = [1 / distance(street_HWC) for street_HWC in self.streets] if distance else None
+        self.nearness = [_nearness(street_HWC, distance) for street_HWC in self.streets] if distance else None
         self.haze_pairs: list[tuple[PixelArray, PixelArray]] = []
         self.scenes: list[tuple[PixelArray, ImageArray]] = []
         self.bank: DepthBank | None = None

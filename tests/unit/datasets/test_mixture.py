@@ -116,6 +116,13 @@ def test_told_distances_stay_with_what_the_street_photographs_show(made_root, tm
     assert sum(bool((clean_HWC[..., 0] > 0.9).any()) for clean_HWC, _ in seen) > 10
 
 
+@pytest.mark.parametrize("told_HW", [np.ones((80, 60)), np.zeros((60, 80)), np.full((60, 80), np.nan)])
+def test_distances_that_cannot_be_are_refused(made_root, tmp_path, told_HW):
+    save(tmp_path / "streets" / "car.png", np.zeros((60, 80, 3), np.float32))
+    with pytest.raises(ValueError, match="above 0"):
+        RestorationMixture(made_root, streets=tmp_path / "streets", distance=lambda street_HWC: told_HW)
+
+
 def test_a_folder_without_street_photographs_is_one_line_with_the_path(made_root, tmp_path):
     (tmp_path / "streets").mkdir()
     with pytest.raises(UsageError, match="streets") as caught:

@@ -236,6 +236,7 @@ def damaged_files(folder, picture):
 
 
 def main():
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--requests", type=int, default=1000)

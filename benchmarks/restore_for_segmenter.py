@@ -6,9 +6,8 @@
 ROOT is laid out as for `moevision train restoration`; street weather falls on the pictures of FOLDER. The recipe's
 losses stay, and what the frozen segmenter loses joins them: the Kullback-Leibler divergence of its classes on the clean
 picture from those on the restored one, relative to that on the degraded one. Pixels of rare classes count for more, as
-in mIoU. The weather is the training's; its mist lies by distance, told from what the segmenter sees in the clean
-pictures as `downstream_weather.py` tells it from labels, none of which are used. `downstream.py` tells what it is good
-for.
+in mIoU. The weather is the training's; mist lies by the distance of what the segmenter sees in the clean picture (no
+labels are used). `downstream.py` tells what it is good for.
 """
 
 import argparse
